@@ -1,0 +1,126 @@
+"""Request and Response, the way answers travel (Sink, Ticket), and the server-made request id."""
+
+import math
+from typing import Protocol
+
+import msgspec
+
+from interlock.core.errors import DeadlineInvalid, InterlockError, MalformedMessage
+from interlock.core.model import ModelSettings, Tensors
+
+PRIORITY_HIGH = 0
+PRIORITY_NORMAL = 1
+PRIORITIES = 2
+
+
+class Request(msgspec.Struct, gc=False):
+    """One inference, decoded and validated against the signature of the version that will run it.
+
+    `deadline_s` and `received_s` are on the monotonic clock. `client_id` is the caller's own id, echoed and
+    never used. `unit` is who sticks to an arm; `tenant` and `segment` are for accounting and slices.
+    `outputs` names those wanted, None for all. Not frozen only because freezing costs 0.2 us a request;
+    nobody writes to it after the wire made it.
+    """
+
+    model: str
+    inputs: Tensors
+    rows: int
+    deadline_s: float
+    received_s: float
+    version: str | None = None
+    outputs: tuple[str, ...] | None = None
+    client_id: str | None = None
+    unit: bytes | None = None
+    tenant: bytes | None = None
+    segment: bytes | None = None
+    priority: int = PRIORITY_NORMAL
+
+
+class Response(msgspec.Struct, gc=False):
+    """One answer, or one part of a stream. `outputs` arrays have the request's rows on the batch axis."""
+
+    request_id: bytes
+    model: str
+    version: str
+    outputs: Tensors
+
+
+class Sink(Protocol):
+    """Where a request's answers go. Called on the event loop: `part` any number of times (only by streaming
+    versions), then exactly one of `done` and `fail`; nothing after a cancelled ticket."""
+
+    def part(self, response: Response) -> None: ...
+
+    def done(self, response: Response) -> None: ...
+
+    def fail(self, error: InterlockError, request_id: bytes) -> None: ...
+
+
+class Ticket(Protocol):
+    """A request under way."""
+
+    def cancel(self) -> None:
+        """The caller left: drop this request's own work, never its neighbours'. No-op when settled."""
+        ...
+
+
+class RequestId(msgspec.Struct, frozen=True):
+    """What a server-made id says: enough to attribute late feedback without a look-up.
+
+    `origin` is the incarnation of the worker; (origin, sequence) is unique; `time_ms` is Unix time.
+    """
+
+    release: int
+    epoch: int
+    arm: int
+    origin: int
+    time_ms: int
+    sequence: int
+
+    def encode(self) -> bytes:
+        """Lower-case hexadecimal fields joined by '-', readable and greppable in logs."""
+        return id_prefix(self.release, self.epoch, self.arm, self.origin) + b"%x-%x" % (
+            self.time_ms,
+            self.sequence,
+        )
+
+
+def id_prefix(release: int, epoch: int, arm: int, origin: int) -> bytes:
+    """The part of an id that is the same for all requests of one arm in one worker."""
+    return b"%x-%x-%x-%x-" % (release, epoch, arm, origin)
+
+
+def parse_request_id(text: bytes) -> RequestId:
+    """The inverse of `RequestId.encode`.
+
+    Raises: MalformedMessage if it is not an id that this software made.
+    >>> parse_request_id(RequestId(7, 3, 1, 10, 1000, 255).encode()).sequence
+    255
+    """
+    fields = text.split(b"-")
+    if len(fields) != 6 or not all(0 < len(f) <= 16 for f in fields):
+        raise MalformedMessage(
+            f"request id {text[:120]!r} has not the form release-epoch-arm-origin-time-sequence"
+        )
+    try:
+        numbers = [int(f, 16) for f in fields]
+    except ValueError:
+        raise MalformedMessage(f"request id {text[:120]!r} is not hexadecimal") from None
+    if any(c not in b"0123456789abcdef-" for c in text):
+        raise MalformedMessage(f"request id {text[:120]!r} is not lower-case hexadecimal")
+    return RequestId(*numbers)
+
+
+def deadline(received_s: float, timeout_s: float | None, settings: ModelSettings) -> float:
+    """The public deadline contract: the client's time-out counted from the first byte, or the model's default;
+    longer than the model's maximum is cut to it.
+
+    Raises: DeadlineInvalid if the time-out is not a positive, finite number.
+    >>> deadline(100.0, None, ModelSettings(default_timeout_s=10.0))
+    110.0
+    """
+    if timeout_s is None:
+        return received_s + settings.default_timeout_s
+    if not (timeout_s > 0 and math.isfinite(timeout_s)):
+        raise DeadlineInvalid(f"time-out {timeout_s} s: want a finite number above 0")
+    return received_s + min(timeout_s, settings.max_timeout_s)

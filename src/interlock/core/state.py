@@ -1,0 +1,109 @@
+"""States that merge: counts and histograms whose sum over workers, nodes and time is exact."""
+
+from bisect import bisect_left
+from typing import Any
+
+import msgspec
+
+from interlock.core.errors import ConfigError
+
+BOUNDS_S: tuple[float, ...] = tuple(1e-5 * 2 ** (k / 4) for k in range(96))
+"""Upper bounds of the latency buckets: 10 us to about 142 s, four an octave (a quantile is off by < 19 %)."""
+
+BUCKETS = len(BOUNDS_S) + 1
+"""One more for what is above the last bound."""
+
+
+def bucket(seconds: float) -> int:
+    """The index of the bucket that holds a duration.
+
+    >>> bucket(0.0), bucket(1e9) == BUCKETS - 1
+    (0, True)
+    """
+    return bisect_left(BOUNDS_S, seconds)
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Durations in the fixed buckets of `BOUNDS_S`; `sum_s` is their exact total."""
+
+    counts: tuple[int, ...] = (0,) * BUCKETS
+    sum_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != BUCKETS:
+            raise ConfigError(f"a histogram has {BUCKETS} buckets, got {len(self.counts)}")
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def merge(self, other: "Histogram") -> "Histogram":
+        """The histogram of both populations together."""
+        return Histogram(
+            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)), self.sum_s + other.sum_s
+        )
+
+    def minus(self, earlier: "Histogram") -> "Histogram":
+        """What was added since an earlier reading of the same cumulative histogram."""
+        return Histogram(
+            tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)), self.sum_s - earlier.sum_s
+        )
+
+    def quantile(self, q: float) -> float | None:
+        """The upper bound of the bucket in which quantile `q` lies; None when empty.
+
+        >>> Histogram().quantile(0.5) is None
+        True
+        """
+        total = self.count
+        if not total:
+            return None
+        rank = q * total
+        seen = 0
+        for index, count in enumerate(self.counts):
+            seen += count
+            if seen >= rank and count:
+                return BOUNDS_S[min(index, len(BOUNDS_S) - 1)]
+        return BOUNDS_S[-1]
+
+
+class ArmKey(msgspec.Struct, frozen=True):
+    """What counts are kept apart by; evidence is never mixed between two of these."""
+
+    model: str
+    version: str
+    release: int
+    epoch: int
+    arm: int
+
+
+class ArmCounts(msgspec.Struct, frozen=True):
+    """Cumulative counts of one arm. Requests unless the name says otherwise.
+
+    dispatched = ok + invalid + failed + timed_out + cancelled + (still in flight or lost in a crash).
+    `invalid` is the client's fault and never counts against an arm. `lost` is filled when a crashed
+    incarnation is folded: dispatched but never settled is a failure of that arm.
+    """
+
+    dispatched: int = 0
+    ok: int = 0
+    invalid: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    lost: int = 0
+    refused: int = 0
+    rows: int = 0
+    batches: int = 0
+    compute_ns: int = 0
+    total: Histogram = Histogram()
+    queue: Histogram = Histogram()
+    compute: Histogram = Histogram()
+
+    def merge(self, other: "ArmCounts") -> "ArmCounts":
+        """Both together."""
+        sums: dict[str, Any] = {}
+        for name in self.__struct_fields__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            sums[name] = mine.merge(theirs) if isinstance(mine, Histogram) else mine + theirs
+        return ArmCounts(**sums)
