@@ -1,0 +1,91 @@
+# Every target sets up what it needs: the virtual environment, the clients' own environments, apt packages.
+# `make help` lists them. PYTHON=path chooses an interpreter; ARGS="…" goes to the tool that a target runs.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# The first of these that is 3.11 or newer; 3.11 leads because the pinned set was tested with it.
+is_usable := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" $(is_usable) >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+venv := .venv
+kserve := .venv-kserve
+bin := $(venv)/bin
+installed := $(venv)/.installed
+kserve_installed := $(kserve)/.installed
+pip_install = -m pip install -qq --disable-pip-version-check
+export PATH := $(CURDIR)/$(bin):$(PATH)
+export INTERLOCK_KSERVE_PYTHON := $(CURDIR)/$(kserve)/bin/python
+
+# $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists.
+define make_venv
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" $(is_usable) 2>/dev/null || { \
+		echo "make: Python 3.11 or newer is needed, and '$(or $(PYTHON),python3)' is not one; name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { $(call apt_get,python3-venv); }
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
+		echo "make: creating $(1) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(1); }
+endef
+
+# $(call apt_get,PACKAGE): install it, as root or through sudo; say what to do where neither can be had.
+apt_get = echo "make: installing $(1)"; \
+	as_root=""; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+	{ $$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -qq -y $(1); } >/dev/null 2>&1 \
+		|| { echo "make: could not install $(1); install it by hand (apt-get install $(1)) and run make again" >&2; exit 1; }
+
+# $(call need,COMMAND,PACKAGE): the apt package, only where the command is absent.
+need = command -v $(1) >/dev/null || { $(call apt_get,$(2)); }
+
+$(installed): pyproject.toml constraints.txt
+	$(call make_venv,$(venv))
+	@echo "make: installing interlock and its development tools into $(venv) (a minute or two, once)"
+	@$(bin)/python $(pip_install) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(kserve_installed): tests/clients/kserve-requirements.txt
+	$(call make_venv,$(kserve))
+	@echo "make: installing KServe's client into $(kserve) (a minute, once)"
+	@$(kserve)/bin/python $(pip_install) --no-deps -r $<
+	@touch $@
+
+.PHONY: help install clients demo up check format test bench soak clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(installed)  ## create .venv with everything that development needs
+
+clients: $(kserve_installed)  ## create the environments of clients whose dependencies clash with ours
+
+demo: $(installed)  ## train, register, serve and swap versions under load (KEEP=1 leaves the node running)
+	@$(bin)/python -m examples.iris.demo $(ARGS)
+
+up: $(installed)  ## start a node in this terminal
+	@$(bin)/interlock up $(ARGS)
+
+check: $(installed)  ## format, lint, types, structure, doctests and the quick tests: under a minute
+	@$(bin)/ruff format --check --quiet . || { echo "make: run 'make format'" >&2; exit 1; }
+	@$(bin)/ruff check --quiet .
+	@$(bin)/mypy
+	@$(bin)/pytest -q -n 2 -m 'not server and not soak' --timeout 30 $(ARGS)
+
+format: $(installed)  ## rewrite the files as ruff wants them
+	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .
+
+# Two passes: what starts real nodes runs alone, so that its timings and its ports are its own.
+test: $(installed) $(kserve_installed)  ## every test but the soak runs
+	@$(bin)/pytest -q -n 2 -m 'not server and not soak' $(ARGS)
+	@$(bin)/pytest -q -m 'server and not soak' $(ARGS)
+
+bench: $(installed)  ## measure against peers, into benchmarks/results/
+	@$(call need,wrk,wrk)
+	@$(bin)/python -m benchmarks $(ARGS)
+
+soak: $(installed) $(kserve_installed)  ## the tests that run for minutes
+	@$(bin)/pytest -q -m soak $(ARGS)
+
+clean:  ## remove the environments and every cache
+	@rm -rf .venv .venv-* build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
