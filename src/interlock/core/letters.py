@@ -1,4 +1,4 @@
-"""The two letters between the planes: Desired goes down, Report comes up. JSON, tolerant of unknown fields."""
+"""The two letters between the planes: Desired down, Report up; JSON, tolerant of unknown fields."""
 
 import hashlib
 import tempfile

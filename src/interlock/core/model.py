@@ -71,7 +71,10 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 class Capabilities(msgspec.Struct, frozen=True):
-    """What the lane may do with a version. `tolerance`: largest |difference| between a batch of n and n of one."""
+    """What a lane may do with a version.
+
+    `tolerance` is the largest |difference| between a batch of n and n batches of one.
+    """
 
     batchable: bool = True
     deterministic: bool = True
@@ -91,7 +94,7 @@ class Placement(StrEnum):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What was measured at registration: `batch_s` maps rows to seconds per call; `resident_bytes` after load."""
+    """Measured at registration: `batch_s` maps rows to seconds a call; `resident_bytes` is after the load."""
 
     batch_s: dict[int, float] = {}
     load_s: float = 0.0
@@ -147,7 +150,8 @@ _NAME = re.compile(r"[^\x00-\x1f/:\\?#%\x7f]{1,128}")
 
 
 def check_name(name: str) -> str:
-    """A model's name goes into URLs, file names and labels: 1-128 characters, none of / : \\ ? # % or control.
+    """The name itself, if it can stand in URLs, file names and labels: 1-128 characters, none of
+    / : \\ ? # % or control characters.
 
     Raises: ConfigError with the offending name.
     >>> check_name("iris")

@@ -112,8 +112,8 @@ def parse_request_id(text: bytes) -> RequestId:
 
 
 def deadline(received_s: float, timeout_s: float | None, settings: ModelSettings) -> float:
-    """The public deadline contract: the client's time-out counted from the first byte, or the model's default;
-    longer than the model's maximum is cut to it.
+    """The public deadline contract: the client's time-out counted from the first byte, or the model's
+    default; longer than the model's maximum is cut to it.
 
     Raises: DeadlineInvalid if the time-out is not a positive, finite number.
     >>> deadline(100.0, None, ModelSettings(default_timeout_s=10.0))
