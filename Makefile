@@ -17,8 +17,6 @@ bin := $(venv)/bin
 installed := $(venv)/.installed
 kserve_installed := $(kserve)/.installed
 pip_install = -m pip install -qq --disable-pip-version-check
-export PATH := $(CURDIR)/$(bin):$(PATH)
-export INTERLOCK_KSERVE_PYTHON := $(CURDIR)/$(kserve)/bin/python
 
 # $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists.
 define make_venv

@@ -1,1 +1,35 @@
-"""Interlock: a trained model becomes a production service that cannot silently ship a worse version."""
+"""Interlock: a trained model becomes a production service that cannot silently ship a worse version.
+
+This file is the public API: what `__all__` lists, and nothing else. Each name is imported when it is first
+used, so that `import interlock` in a worker, or in a notebook that wants one of them, costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interlock.core import errors as errors
+
+__version__ = "0.1.0"
+
+# Public name -> where it is defined: "module" for a module itself, "module:attribute" for what one holds.
+_EXPORTS = {
+    "errors": "interlock.core.errors",
+}
+
+__all__ = ["errors"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'interlock' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, _, attribute = _EXPORTS[name].partition(":")
+    found: object = import_module(module)
+    if attribute:
+        found = getattr(found, attribute)
+    globals()[name] = found  # the next access does not come through here
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
