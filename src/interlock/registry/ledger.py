@@ -1,0 +1,428 @@
+"""Owns the ledger: one row per model, version and release, and the append-only event log, each change whole.
+
+Every method is one transaction and may be called from any thread and any process. A change and the event that
+tells of it are written together. SQLite in WAL mode with full synchronisation: what a method has returned is
+on the disk, whatever is killed afterwards. Past 400 lines because a release, its model's row and its event
+change in one transaction, and those read best side by side.
+"""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
+from interlock.core.model import Model, ModelSettings, Version
+from interlock.registry import schema
+from interlock.registry.database import Database
+from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, ReleaseRow, ReleaseState
+from interlock.registry.schema import events, meta, models, releases, versions
+
+__all__ = ["Event", "Ledger", "ReleaseRow", "ReleaseState"]
+
+
+class Ledger:
+    """The ledger in one SQLite file, opened (and brought to the newest schema) at once.
+
+    `busy_timeout_s` bounds the wait for another writer.
+    Raises: SchemaTooNew; LedgerError when the file cannot be opened, read or written, here and in every
+    method.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_timeout_s: float = 5.0,
+        migrations: Sequence[schema.Migration] = schema.MIGRATIONS,
+    ) -> None:
+        self.path = path
+        self._database = Database(path, busy_timeout_s)
+        try:
+            with self._database.write() as connection:
+                schema.migrate(connection, migrations)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._database.close()
+
+    # Models and versions
+
+    def put_version(self, version: Version, time_s: float, *, replace: bool = False) -> None:
+        """Record a version for good, and its model with default settings if that is new.
+
+        The same record again changes nothing. `replace` is for a number that the registry deleted and gave
+        out anew; what a live or open release names is never replaced.
+        Raises: LedgerError if another record stands under this model and number.
+        """
+        record = _json(version)
+        with self._database.write() as connection:
+            old = connection.execute(
+                sa.select(versions.c.record).where(
+                    versions.c.model == version.model, versions.c.number == version.number
+                )
+            ).scalar()
+            if old == record:
+                return
+            body = {
+                "number": version.number,
+                "digest": version.digest,
+                "runtime": version.runtime,
+                "placement": str(version.placement),
+            }
+            if old is not None:
+                before = msgspec.json.decode(old, type=Version)
+                if not replace or self._in_use(connection, version.model, version.number):
+                    raise LedgerError(
+                        f"version {version.number} of {version.model!r} is recorded with digest "
+                        f"{before.digest}, now {version.digest} came: a version is immutable; "
+                        "register the new artifact as a version of its own"
+                    )
+                body["replaced_digest"] = before.digest
+                connection.execute(
+                    versions.update()
+                    .where(versions.c.model == version.model, versions.c.number == version.number)
+                    .values(record=record, created_s=time_s)
+                )
+            else:
+                self._ensure_model(connection, version.model)
+                connection.execute(
+                    versions.insert().values(
+                        model=version.model, number=version.number, record=record, created_s=time_s
+                    )
+                )
+            self._event(connection, time_s, version.model, "version.registered", body)
+
+    def version(self, model: str, number: str) -> Version | None:
+        """The record of one version, or None."""
+        with self._database.read() as connection:
+            record = connection.execute(
+                sa.select(versions.c.record).where(versions.c.model == model, versions.c.number == number)
+            ).scalar()
+        return None if record is None else msgspec.json.decode(record, type=Version)
+
+    def versions(self, model: str | None = None) -> list[Version]:
+        """All recorded versions (of one model), by model, oldest first."""
+        query = sa.select(versions.c.record).order_by(
+            versions.c.model, versions.c.created_s, versions.c.number
+        )
+        if model is not None:
+            query = query.where(versions.c.model == model)
+        with self._database.read() as connection:
+            return [msgspec.json.decode(row, type=Version) for row in connection.execute(query).scalars()]
+
+    def created_s(self, model: str, number: str) -> float | None:
+        """When a version was recorded (Unix seconds), or None."""
+        with self._database.read() as connection:
+            return connection.execute(
+                sa.select(versions.c.created_s).where(versions.c.model == model, versions.c.number == number)
+            ).scalar()
+
+    def model(self, name: str) -> Model | None:
+        """The model with its settings, or None."""
+        with self._database.read() as connection:
+            settings = connection.execute(sa.select(models.c.settings).where(models.c.name == name)).scalar()
+        return None if settings is None else Model(name, msgspec.json.decode(settings, type=ModelSettings))
+
+    def models(self) -> list[Model]:
+        """All models, by name."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(models.c.name, models.c.settings).order_by(models.c.name))
+            return [Model(name, msgspec.json.decode(s, type=ModelSettings)) for name, s in rows]
+
+    def put_settings(self, model: str, settings: ModelSettings, time_s: float) -> None:
+        """Set how requests of a model are treated.
+
+        Raises: ModelNotFound.
+        """
+        with self._database.write() as connection:
+            done = connection.execute(
+                models.update().where(models.c.name == model).values(settings=_json(settings))
+            )
+            if not done.rowcount:
+                raise ModelNotFound(f"no model {model!r} in the ledger")
+            self._event(
+                connection, time_s, model, "model.settings", {"settings": msgspec.to_builtins(settings)}
+            )
+
+    # Releases
+
+    def request_release(
+        self, model: str, number: str, strategy: str, time_s: float, *, supersede: bool = False
+    ) -> ReleaseRow:
+        """A new release in state `requested`. `supersede` ends an open one in the same transaction.
+
+        Raises: VersionNotFound if the version is not recorded; ReleaseRefused while another release of the
+        model is open.
+        """
+        with self._database.write() as connection:
+            known = connection.execute(
+                sa.select(versions.c.number).where(versions.c.model == model, versions.c.number == number)
+            ).scalar()
+            if known is None:
+                raise VersionNotFound(f"no version {number!r} of model {model!r} in the ledger")
+            open_one = connection.execute(
+                sa.select(releases).where(releases.c.model == model, releases.c.state.in_(OPEN_STATES))
+            ).one_or_none()
+            if open_one is not None:
+                row = _release(open_one)
+                if not supersede:
+                    raise ReleaseRefused(
+                        f"release {row.id} of {model!r} (version {row.number}) is still {row.state}: "
+                        "wait until it has finished, or roll back"
+                    )
+                reason = f"version {number} was asked for instead"
+                self._change(connection, row, ReleaseState.SUPERSEDED, reason, None, None, time_s)
+            live = self._live(connection, model)
+            created = connection.execute(
+                releases.insert()
+                .values(
+                    model=model,
+                    number=number,
+                    strategy=strategy,
+                    state=ReleaseState.REQUESTED.value,
+                    reason="",
+                    previous_number=None if live is None else live.number,
+                    epoch=0,
+                    requested_s=time_s,
+                    changed_s=time_s,
+                    finished_s=None,
+                )
+                .returning(*releases.c)
+            ).one()
+            row = _release(created)
+            body = {
+                "release": row.id,
+                "number": number,
+                "strategy": strategy,
+                "previous_number": row.previous_number,
+            }
+            self._event(connection, time_s, model, "release.requested", body)
+            return row
+
+    def advance(
+        self,
+        release_id: int,
+        state: ReleaseState | str,
+        reason: str = "",
+        snapshot: dict[str, Any] | None = None,
+        *,
+        time_s: float,
+        epoch: int | None = None,
+    ) -> ReleaseRow:
+        """Move a release on; `done` also makes it the model's live one. `snapshot` is what the decision saw.
+
+        Raises: LedgerError for an unknown release or a step that its state does not allow.
+        """
+        wanted = ReleaseState(state)
+        with self._database.write() as connection:
+            row = self._get(connection, release_id)
+            if wanted not in NEXT_STATES[row.state]:
+                allowed = ", ".join(NEXT_STATES[row.state]) or "nothing, it has finished"
+                raise LedgerError(
+                    f"release {release_id} of {row.model!r} is {row.state} and cannot become {wanted}; "
+                    f"allowed: {allowed}"
+                )
+            row = self._change(connection, row, wanted, reason, snapshot, epoch, time_s)
+            if wanted is ReleaseState.DONE:
+                self._set_live(connection, row.model, release_id)
+            return row
+
+    def release(self, release_id: int) -> ReleaseRow:
+        """One release.
+
+        Raises: LedgerError for an unknown one.
+        """
+        with self._database.read() as connection:
+            return self._get(connection, release_id)
+
+    def set_live(self, model: str, release_id: int | None, time_s: float) -> None:
+        """Name the model's live release; None takes the model off the node.
+
+        Raises: ModelNotFound; LedgerError if the release is of another model.
+        """
+        with self._database.write() as connection:
+            if release_id is not None and self._get(connection, release_id).model != model:
+                raise LedgerError(f"release {release_id} is not of model {model!r}")
+            if not self._set_live(connection, model, release_id):
+                raise ModelNotFound(f"no model {model!r} in the ledger")
+            self._event(connection, time_s, model, "model.live", {"release": release_id})
+
+    def live(self, model: str) -> ReleaseRow | None:
+        """The release that the model's row names, or None."""
+        with self._database.read() as connection:
+            return self._live(connection, model)
+
+    def open_releases(self) -> list[ReleaseRow]:
+        """Those not finished, oldest first; at most one a model."""
+        query = sa.select(releases).where(releases.c.state.in_(OPEN_STATES)).order_by(releases.c.id)
+        with self._database.read() as connection:
+            return [_release(row) for row in connection.execute(query)]
+
+    def releases(self, model: str | None = None, limit: int = 100) -> list[ReleaseRow]:
+        """The newest `limit` releases (of one model), newest first."""
+        query = sa.select(releases).order_by(releases.c.id.desc()).limit(limit)
+        if model is not None:
+            query = query.where(releases.c.model == model)
+        with self._database.read() as connection:
+            return [_release(row) for row in connection.execute(query)]
+
+    # Events and the rest
+
+    def append_event(self, kind: str, body: dict[str, Any], *, model: str | None, time_s: float) -> int:
+        """Add to the log; returns its `seq`. `body` holds JSON values."""
+        with self._database.write() as connection:
+            return self._event(connection, time_s, model, kind, body)
+
+    def events(self, model: str | None = None, after_seq: int = 0, limit: int = 1000) -> list[Event]:
+        """Up to `limit` events (of one model) with `seq` > `after_seq`, oldest first."""
+        query = sa.select(events).where(events.c.seq > after_seq).order_by(events.c.seq).limit(limit)
+        if model is not None:
+            query = query.where(events.c.model == model)
+        with self._database.read() as connection:
+            return [_as_event(row) for row in connection.execute(query)]
+
+    def latest_events(self, model: str | None = None, limit: int = 50) -> list[Event]:
+        """The newest `limit` events (of one model), oldest first."""
+        query = sa.select(events).order_by(events.c.seq.desc()).limit(limit)
+        if model is not None:
+            query = query.where(events.c.model == model)
+        with self._database.read() as connection:
+            return [_as_event(row) for row in connection.execute(query)][::-1]
+
+    def data_version(self) -> int:
+        """Grows with every change (each writes an event); equal numbers mean that nothing happened.
+
+        One look into the index: cheap enough to ask several times a second.
+        """
+        with self._database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.max(events.c.seq))).scalar() or 0)
+
+    def changed(self, since: int) -> bool:
+        """Whether any process has changed anything after `data_version()` was `since`."""
+        return self.data_version() != since
+
+    def next_revision(self) -> int:
+        """The number for the next Desired; only grows, across restarts and processes."""
+        with self._database.write() as connection:
+            number = int(self._meta(connection, "revision") or 0) + 1
+            self._put_meta(connection, "revision", str(number))
+            return number
+
+    def revision(self) -> int:
+        """The last number that `next_revision` gave; 0 before the first."""
+        with self._database.read() as connection:
+            return int(self._meta(connection, "revision") or 0)
+
+    def node_id(self) -> str:
+        """This home's own id: 12 hexadecimal digits, made once."""
+        with self._database.write() as connection:
+            known = self._meta(connection, "node_id")
+            if known is None:
+                known = uuid.uuid4().hex[:12]
+                self._put_meta(connection, "node_id", known)
+            return known
+
+    # Within a transaction
+
+    def _ensure_model(self, connection: sa.Connection, name: str) -> None:
+        if connection.execute(sa.select(models.c.name).where(models.c.name == name)).scalar() is None:
+            connection.execute(models.insert().values(name=name, settings=_json(ModelSettings())))
+
+    def _in_use(self, connection: sa.Connection, model: str, number: str) -> bool:
+        live = self._live(connection, model)
+        if live is not None and live.number == number:
+            return True
+        query = sa.select(releases.c.id).where(
+            releases.c.model == model, releases.c.number == number, releases.c.state.in_(OPEN_STATES)
+        )
+        return connection.execute(query).first() is not None
+
+    def _get(self, connection: sa.Connection, release_id: int) -> ReleaseRow:
+        row = connection.execute(sa.select(releases).where(releases.c.id == release_id)).one_or_none()
+        if row is None:
+            raise LedgerError(f"no release {release_id} in the ledger")
+        return _release(row)
+
+    def _live(self, connection: sa.Connection, model: str) -> ReleaseRow | None:
+        query = (
+            sa.select(releases)
+            .join(models, models.c.live_release == releases.c.id)
+            .where(models.c.name == model)
+        )
+        row = connection.execute(query).one_or_none()
+        return None if row is None else _release(row)
+
+    def _set_live(self, connection: sa.Connection, model: str, release_id: int | None) -> bool:
+        done = connection.execute(
+            models.update().where(models.c.name == model).values(live_release=release_id)
+        )
+        return bool(done.rowcount)
+
+    def _change(
+        self,
+        connection: sa.Connection,
+        row: ReleaseRow,
+        state: ReleaseState,
+        reason: str,
+        snapshot: dict[str, Any] | None,
+        epoch: int | None,
+        time_s: float,
+    ) -> ReleaseRow:
+        changed = connection.execute(
+            releases.update()
+            .where(releases.c.id == row.id)
+            .values(
+                state=state.value,
+                reason=reason,
+                changed_s=time_s,
+                finished_s=time_s if state.finished else None,
+                epoch=row.epoch if epoch is None else epoch,
+            )
+            .returning(*releases.c)
+        ).one()
+        body = {
+            "release": row.id,
+            "number": row.number,
+            "from": row.state.value,
+            "reason": reason,
+            "snapshot": snapshot,
+        }
+        self._event(connection, time_s, row.model, f"release.{state.value}", body)
+        return _release(changed)
+
+    def _event(
+        self, connection: sa.Connection, time_s: float, model: str | None, kind: str, body: dict[str, Any]
+    ) -> int:
+        added = connection.execute(
+            events.insert()
+            .values(time_s=time_s, model=model, kind=kind, body=_json(body))
+            .returning(events.c.seq)
+        )
+        return int(added.scalar_one())
+
+    def _meta(self, connection: sa.Connection, key: str) -> str | None:
+        return connection.execute(sa.select(meta.c.value).where(meta.c.key == key)).scalar()
+
+    def _put_meta(self, connection: sa.Connection, key: str, value: str) -> None:
+        if not connection.execute(meta.update().where(meta.c.key == key).values(value=value)).rowcount:
+            connection.execute(meta.insert().values(key=key, value=value))
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _release(row: sa.Row[Any]) -> ReleaseRow:
+    fields = {str(name): value for name, value in row._mapping.items()}
+    return ReleaseRow(**{**fields, "state": ReleaseState(fields["state"])})
+
+
+def _as_event(row: sa.Row[Any]) -> Event:
+    return Event(row.seq, row.time_s, row.model, row.kind, msgspec.json.decode(row.body))
