@@ -1,0 +1,1 @@
+"""What leaves the node for other systems: metrics in Prometheus' text format."""

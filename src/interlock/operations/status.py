@@ -1,0 +1,206 @@
+"""What one asks a node and its ledger: the node view, models, versions, events, quarantine.
+
+Every function reads; none changes anything. The structs are the JSON of the admin API and of the command
+line's `--json`, field by field. The module imports nothing heavy, so that a command which asks a running node
+starts in no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from interlock.core.letters import Report, VersionState, VersionStatus
+from interlock.registry.rows import Event, ReleaseRow
+
+if TYPE_CHECKING:
+    from interlock.operations.context import Context
+
+MAX_EVENTS = 1000
+"""The most events or releases that one answer holds; ask again after the last one's `seq`."""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    """One process as control sees it: its last Report, how many seconds ago that came, and whether the
+    process is still connected."""
+
+    report: Report
+    age_s: float
+    up: bool = True
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """The node view that control keeps. `revision` is that of the newest Desired; `workers` how many there
+    should be; `started_s` is Unix time."""
+
+    node: str
+    workers: int
+    http_url: str
+    admin_url: str
+    started_s: float
+    revision: int
+    processes: tuple[ProcessStatus, ...] = ()
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """A version that crashed its process too often and is not tried again. `version_key` is MODEL/NUMBER@DIGEST."""
+
+    version_key: str
+    reason: str
+
+
+class ModelSummary(msgspec.Struct, frozen=True):
+    """One model. `live` is the version that the ledger wants to answer, `newest` the newest registered one;
+    `release` is the model's last release; `ready` counts the workers where the live version answers."""
+
+    name: str
+    live: str | None
+    newest: str | None
+    versions: int
+    release: ReleaseRow | None = None
+    ready: int = 0
+
+
+class VersionSummary(msgspec.Struct, frozen=True):
+    """One registered version of a model and where it stands on the node; `state` is "" where no worker has it."""
+
+    number: str
+    live: bool
+    digest: str = ""
+    runtime: str = ""
+    placement: str = ""
+    aliases: tuple[str, ...] = ()
+    created_s: float | None = None
+    state: str = ""
+    reason: str = ""
+    ready: int = 0
+
+
+class Status(msgspec.Struct, frozen=True):
+    """All that `interlock status` shows. `node` is None while no node runs; `not_ready` says why it is not
+    ready, "" when it is."""
+
+    node: NodeStatus | None
+    not_ready: str
+    models: tuple[ModelSummary, ...]
+    open_releases: tuple[ReleaseRow, ...]
+    quarantined: tuple[Quarantine, ...]
+
+
+def status(ctx: Context, node: NodeStatus | None) -> Status:
+    """The node and what is on it, from the ledger and the node view (None: no node runs)."""
+    quarantined = quarantine(node)
+    names = [model.name for model in ctx.ledger.models()]
+    return Status(
+        node=node,
+        not_ready=why_not_ready(node),
+        models=tuple(_summary(ctx, name, _numbers(ctx, name), node) for name in names),
+        open_releases=tuple(ctx.ledger.open_releases()),
+        quarantined=quarantined,
+    )
+
+
+def why_not_ready(node: NodeStatus | None) -> str:
+    """Why a node as a whole does not answer with all that it should; "" when it does.
+
+    >>> why_not_ready(NodeStatus("local", 2, "", "", 0.0, 0))
+    'no worker of 2 has reported yet'
+    """
+    if node is None:
+        return "no node runs here"
+    workers = [process for process in node.processes if is_worker(process)]
+    if not workers:
+        return f"no worker of {node.workers} has reported yet"
+    for process in workers:
+        name = process.report.process
+        if not process.up:
+            return f"{name} is down"
+        if process.report.draining:
+            return f"{name} is draining"
+        if not process.report.ready:
+            late = [f"{v.model}/{v.number} {v.state}" for v in process.report.versions if v.state != "ready"]
+            return f"{name} is not ready: {', '.join(late) or 'it has not read what it shall serve'}"
+    if len(workers) < node.workers:
+        return f"{len(workers)} of {node.workers} workers have reported"
+    return ""
+
+
+def is_worker(process: ProcessStatus) -> bool:
+    """Whether a process answers requests itself (executors, control and the supervisor do not)."""
+    return process.report.process.startswith("worker-")
+
+
+def quarantine(node: NodeStatus | None) -> tuple[Quarantine, ...]:
+    """The versions that the supervisor gave up, sorted by key; none while no node runs."""
+    if node is None:
+        return ()
+    reasons: dict[str, str] = {}
+    for process in node.processes:
+        reasons.update(process.report.quarantined)
+    return tuple(Quarantine(key, reasons[key]) for key in sorted(reasons))
+
+
+def models(ctx: Context, node: NodeStatus | None) -> list[ModelSummary]:
+    """All models that the registry or the ledger knows, by name."""
+    registered = _registered(ctx)
+    names = {model.name for model in ctx.ledger.models()} | registered.keys()
+    return [
+        _summary(
+            ctx, name, sorted({*_numbers(ctx, name), *registered.get(name, ())}, key=version_order), node
+        )
+        for name in sorted(names)
+    ]
+
+
+def events(ctx: Context, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
+    """Events of one model (or all) after a sequence number, oldest first; the newest ones without a number.
+
+    At most `MAX_EVENTS`.
+    """
+    bounded = min(max(limit, 1), MAX_EVENTS)
+    if after_seq is None:
+        return ctx.ledger.latest_events(model, bounded)
+    return ctx.ledger.events(model, after_seq, bounded)
+
+
+def releases(ctx: Context, model: str | None, limit: int) -> list[ReleaseRow]:
+    """The newest releases of one model (or all), newest first; at most `MAX_EVENTS`."""
+    return ctx.ledger.releases(model, min(max(limit, 1), MAX_EVENTS))
+
+
+def version_order(number: str) -> tuple[int, int, str]:
+    """The key that sorts version numbers: as numbers where they are, before names.
+
+    >>> sorted(["10", "9", "b"], key=version_order)
+    ['9', '10', 'b']
+    """
+    return (0, int(number), "") if number.isascii() and number.isdigit() else (1, 0, number)
+
+
+def _summary(ctx: Context, name: str, numbers: Sequence[str], node: NodeStatus | None) -> ModelSummary:
+    live = ctx.ledger.live(name)
+    last = ctx.ledger.releases(name, 1)
+    return ModelSummary(
+        name=name,
+        live=None if live is None else live.number,
+        newest=numbers[-1] if numbers else None,
+        versions=len(numbers),
+        release=last[0] if last else None,
+        ready=0 if live is None else _ready(node, name, live.number),
+    )
+
+
+def _numbers(ctx: Context, name: str) -> list[str]:
+    return sorted((version.number for version in ctx.ledger.versions(name)), key=version_order)
+
+
+def _ready(node: NodeStatus | None, model: str, number: str) -> int:
+    return sum(found.state is VersionState.READY for found in _found(node, model, number))
+
+
+def _found(node: NodeStatus | None, model: str, number: str) -> Iterator[VersionStatus]:
+    for process in node.processes if node is not None else ():
+        if process.up and is_worker(process):
+            yield from (v for v in process.report.versions if v.model == model and v.number == number)
