@@ -1,0 +1,431 @@
+"""Owns one mapped block of counters: what a process counted and was doing stays readable after `kill -9`.
+
+One file a process and incarnation, `run/counters/<process>-<incarnation hex>.block`: a header (who,
+heartbeat, breadcrumb) and one row of int64 cells for each `ArmKey`. The owner writes, with one aligned store
+a cell; anybody reads, at any moment, without a message or a lock. Totals are cumulative. The blocks of dead
+incarnations are folded into the retired totals by control alone (`counters.py`).
+
+The owner holds an flock on its block for as long as it lives, so that death is a fact that the kernel tells.
+"""
+
+import fcntl
+import hashlib
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+
+from interlock.core.errors import ConfigError
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram
+
+MAGIC = 0x4B434F4C_42544E49  # "INTBLOCK" in the byte order of the machine that wrote it
+SCHEMA = 1
+
+# Header, in cells of 8 bytes.
+(_MAGIC, _SCHEMA, _PID, _INCARNATION, _ROW_BYTES, HEARTBEAT_NS, _OVERFLOWED) = range(7)
+(_CRUMB, PHASE, REQUESTS, KILL_AT_NS, OWNER, SEQUENCE, _VERSION_LENGTH) = range(8, 15)
+_PROCESS_LENGTH = 15
+_TEXT_BYTES = 960  # a model's name is at most 512 bytes; the rest is for number and digest
+_PROCESS_AT, _VERSION_AT = 1024, 2048
+HEADER_BYTES = 4096
+
+# One row: key (length, then JSON), then these cells.
+_KEY_CELLS = 128
+_KEY_BYTES = (_KEY_CELLS - 1) * 8
+(OK, INVALID, FAILED, TIMED_OUT, CANCELLED, REFUSED, ROWS, BATCHES, COMPUTE_NS) = range(9)
+TOTAL = 9
+"""First of `BUCKETS` cells: requests by seconds from receipt to settlement; `TOTAL_SUM_NS` is their sum."""
+TOTAL_SUM_NS = TOTAL + BUCKETS
+QUEUE = TOTAL_SUM_NS + 1
+QUEUE_SUM_NS = QUEUE + BUCKETS
+COMPUTE = QUEUE_SUM_NS + 1
+COMPUTE_SUM_NS = COMPUTE + BUCKETS
+# Last on purpose: a reader goes upwards and the owner counts `dispatched` first, so that no reading shows
+# more settled than dispatched.
+DISPATCHED = COMPUTE_SUM_NS + 1
+CELLS = DISPATCHED + 1
+_ROW_CELLS = (_KEY_CELLS + CELLS + 15) // 16 * 16
+_ROW = _ROW_CELLS * 8
+
+OTHER = ArmKey(model="", version="", release=0, epoch=0, arm=0)
+"""Where requests are counted when a block has no row left; no model has an empty name."""
+
+_key_json = msgspec.json.Decoder(ArmKey)
+
+
+class Phase(IntEnum):
+    """What the owner's main thread does."""
+
+    IDLE = 0
+    LOADING = 1
+    RUNNING = 2
+
+
+class Slot:
+    """The cells of one ArmKey. `cells[OK] += 1` is what the methods do; inline it where 0.1 us matters.
+
+    For one thread: an increment is a read, an addition and one aligned store.
+    """
+
+    __slots__ = ("cells", "key")
+
+    def __init__(self, key: ArmKey, cells: memoryview) -> None:
+        self.key = key
+        self.cells = cells
+
+    def dispatched(self) -> None:
+        """Before the model runs: what is dispatched and never settled was lost with its process."""
+        self.cells[DISPATCHED] += 1
+
+    def settled(self, kind: int, total_s: float) -> None:
+        """`kind`: OK, INVALID, FAILED, TIMED_OUT or CANCELLED."""
+        cells = self.cells
+        cells[TOTAL + bisect_left(BOUNDS_S, total_s)] += 1
+        cells[TOTAL_SUM_NS] += int(total_s * 1e9)
+        cells[kind] += 1
+
+    def settled_ok(self, total_s: float, queue_s: float) -> None:
+        """Answered well: `total_s` since receipt, of which `queue_s` waiting for its batch."""
+        cells = self.cells
+        cells[TOTAL + bisect_left(BOUNDS_S, total_s)] += 1
+        cells[TOTAL_SUM_NS] += int(total_s * 1e9)
+        cells[QUEUE + bisect_left(BOUNDS_S, queue_s)] += 1
+        cells[QUEUE_SUM_NS] += int(queue_s * 1e9)
+        cells[OK] += 1
+
+    def all_ok(self, totals_s: list[float], queues_s: list[float]) -> None:
+        """`settled_ok` for each request of a batch; less than half of the cost for each from 4 on."""
+        cells = self.cells
+        for total_s in totals_s:
+            cells[TOTAL + bisect_left(BOUNDS_S, total_s)] += 1
+        for queue_s in queues_s:
+            cells[QUEUE + bisect_left(BOUNDS_S, queue_s)] += 1
+        cells[TOTAL_SUM_NS] += int(sum(totals_s) * 1e9)
+        cells[QUEUE_SUM_NS] += int(sum(queues_s) * 1e9)
+        cells[OK] += len(totals_s)
+
+    def refused(self) -> None:
+        """Turned away before dispatch."""
+        self.cells[REFUSED] += 1
+
+    def batch(self, rows: int, compute_s: float) -> None:
+        """One predict call over `rows` rows."""
+        cells = self.cells
+        nanoseconds = int(compute_s * 1e9)
+        cells[BATCHES] += 1
+        cells[ROWS] += rows
+        cells[COMPUTE_NS] += nanoseconds
+        cells[COMPUTE + bisect_left(BOUNDS_S, compute_s)] += 1
+        cells[COMPUTE_SUM_NS] += nanoseconds
+
+
+class Block:
+    """The owner's side of one file. For one thread, except `heartbeat` (one store)."""
+
+    def __init__(
+        self, path: Path, fd: int, process: str, incarnation: int, rows: int, most_rows: int
+    ) -> None:
+        self.path = path
+        self._fd = fd
+        self._allocated_rows = 0
+        self._most_rows = most_rows
+        self._slots: dict[ArmKey, Slot] = {}
+        self._version_key = ""
+        self._header = memoryview(b"").cast("q")
+        self._map = self._grow(max(rows, 1))
+        header = self._header
+        header[_PID] = os.getpid()
+        header[_INCARNATION] = incarnation
+        header[_ROW_BYTES] = _ROW
+        header[_SCHEMA] = SCHEMA
+        self._text(_PROCESS_AT, _PROCESS_LENGTH, process)
+        header[_MAGIC] = MAGIC
+        self._other = self._row(OTHER)
+
+    @classmethod
+    def create(
+        cls, run_folder: Path, process: str, incarnation: int, rows: int = 64, most_rows: int = 8192
+    ) -> "Block":
+        """A new file, whole at once: a reader never sees half a header.
+
+        Room for `rows` is reserved now and doubled when used up, to at most `most_rows`; a disk that is
+        full is an error here, never a SIGBUS at an increment.
+        Raises: OSError; ConfigError if this incarnation has a block already.
+        """
+        path = block_path(run_folder, process, incarnation)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise ConfigError(f"{path.name} exists: incarnation {incarnation:x} of {process} was used before")
+        hidden = path.with_suffix(".new")
+        fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            block = cls(path, fd, process, incarnation, rows, most_rows)
+            hidden.rename(path)
+        except BaseException:
+            os.close(fd)
+            hidden.unlink(missing_ok=True)
+            raise
+        return block
+
+    def slot(self, key: ArmKey) -> Slot:
+        """The cells of `key`. With no room left: those of `OTHER`, and `overflowed` counts it."""
+        return self._slots.get(key) or self._row(key)
+
+    def heartbeat(self, now_s: float) -> None:
+        """The owner is alive at `now_s` (monotonic, seconds; the same clock in every process)."""
+        self._header[HEARTBEAT_NS] = int(now_s * 1e9)
+
+    def loading(self, version_key: str) -> None:
+        """The breadcrumb: this version is being loaded or warmed up."""
+        self._crumb(Phase.LOADING, version_key, 0, 0.0, 0, 0)
+
+    def running(
+        self, version_key: str, requests: int, kill_at_s: float = 0.0, owner: int = 0, sequence: int = 0
+    ) -> None:
+        """The breadcrumb: predict runs for `requests` joined requests.
+
+        `kill_at_s` (monotonic, seconds; 0: never): from when on it counts as hung. `owner` and `sequence`:
+        the incarnation of the worker that sent the batch, and its number there.
+        """
+        self._crumb(Phase.RUNNING, version_key, requests, kill_at_s, owner, sequence)
+
+    def idle(self) -> None:
+        """The breadcrumb: no model is being run or loaded."""
+        self._header[PHASE] = 0
+
+    def close(self) -> None:
+        """Give up ownership; the file stays until it is folded. No slot is used afterwards."""
+        if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # the mappings keep the file open, and the lock with it
+            os.close(self._fd)
+            self._fd = -1
+
+    def _crumb(
+        self, phase: int, version_key: str, requests: int, kill_at_s: float, owner: int, sequence: int
+    ) -> None:
+        # Odd while it changes: a reader that sees an odd or another number has not seen one breadcrumb.
+        header = self._header
+        crumb = header[_CRUMB]
+        header[_CRUMB] = crumb + 1
+        if version_key != self._version_key:
+            self._text(_VERSION_AT, _VERSION_LENGTH, version_key)
+            self._version_key = version_key
+        header[REQUESTS] = requests
+        header[KILL_AT_NS] = int(kill_at_s * 1e9)
+        header[OWNER] = owner
+        header[SEQUENCE] = sequence
+        header[PHASE] = phase
+        header[_CRUMB] = crumb + 2
+
+    def _text(self, at: int, length: int, text: str) -> None:
+        data = text.encode()[:_TEXT_BYTES]
+        self._map[at : at + len(data)] = data
+        self._header[length] = len(data)
+
+    def _row(self, key: ArmKey) -> Slot:
+        data = msgspec.json.encode(key)
+        index = len(self._slots)
+        full = index >= self._allocated_rows
+        if full and index < self._most_rows:
+            try:
+                self._map = self._grow(min(self._allocated_rows * 2, self._most_rows))
+                full = False
+            except OSError:
+                full = True  # the disk: nothing is lost, the requests are counted under OTHER
+        if full or len(data) > _KEY_BYTES:
+            self._header[_OVERFLOWED] += 1
+            return self._other
+        at = HEADER_BYTES + index * _ROW
+        self._map[at + 8 : at + 8 + len(data)] = data
+        cells = memoryview(self._map).cast("q")[at // 8 : (at + _ROW) // 8]
+        slot = self._slots[key] = Slot(key, cells[_KEY_CELLS : _KEY_CELLS + CELLS])
+        cells[0] = len(data)  # publishes the row: readers stop at the first that has no length
+        return slot
+
+    def _grow(self, rows: int) -> mmap.mmap:
+        # Earlier mappings stay, for the slots that were cut from them; all are views of the same pages.
+        size = HEADER_BYTES + rows * _ROW
+        _reserve(self._fd, size)
+        mapped = mmap.mmap(self._fd, size)
+        self._allocated_rows = rows
+        self._header = memoryview(mapped).cast("q")[: HEADER_BYTES // 8]
+        return mapped
+
+
+class BlockView(msgspec.Struct, frozen=True):
+    """One reading of a block. Times are monotonic seconds; `kill_at_s` 0 means never.
+
+    `version_key`, `requests`, `kill_at_s`, `owner` and `sequence` belong to `phase`; a reading always shows
+    one breadcrumb, never two mixed.
+    """
+
+    path: Path
+    process: str
+    pid: int
+    incarnation: int
+    heartbeat_s: float
+    phase: Phase
+    version_key: str
+    requests: int
+    kill_at_s: float
+    owner: int
+    sequence: int
+    overflowed: int
+    counts: dict[ArmKey, ArmCounts]
+
+
+def counters_folder(run_folder: Path) -> Path:
+    """Where the blocks of a node are."""
+    return run_folder / "counters"
+
+
+def block_path(run_folder: Path, process: str, incarnation: int) -> Path:
+    """The file of one incarnation; a name too long for a file system is cut and told apart by its hash.
+
+    Raises: ConfigError if the incarnation is not a positive 63-bit number.
+    """
+    if not 0 <= incarnation < 2**63:
+        raise ConfigError(f"incarnation {incarnation}: want 0 to 2**63 - 1")
+    name = process
+    if len(process.encode()) > 160:
+        head = process.encode()[:140].decode(errors="ignore")
+        name = f"{head}~{hashlib.sha256(process.encode()).hexdigest()[:16]}"
+    return counters_folder(run_folder) / f"{name}-{incarnation:x}.block"
+
+
+def read_block(path: Path, counts: bool = True) -> BlockView | None:
+    """What a block says now; None if it vanished, is cut short, or is not a block of this schema.
+
+    `counts=False` reads the header alone (heartbeat and breadcrumb): about 15 us.
+    """
+    with _opened(path, counts) as opened:
+        if opened is None:
+            return None
+        mapped, cells = opened
+        phase, version_key, requests, kill_at_ns, owner, sequence = _read_crumb(mapped, cells)
+        return BlockView(
+            path=path,
+            process=_read_text(mapped, _PROCESS_AT, cells[_PROCESS_LENGTH]),
+            pid=cells[_PID],
+            incarnation=cells[_INCARNATION],
+            heartbeat_s=cells[HEARTBEAT_NS] / 1e9,
+            phase=phase,
+            version_key=version_key,
+            requests=requests,
+            kill_at_s=kill_at_ns / 1e9,
+            owner=owner,
+            sequence=sequence,
+            overflowed=cells[_OVERFLOWED],
+            counts={key: as_counts(row) for key, row in _rows(mapped, cells)} if counts else {},
+        )
+
+
+def read_rows(path: Path) -> list[tuple[ArmKey, list[int]]] | None:
+    """The rows that counted anything, each with its `CELLS` cells; None where `read_block` says None."""
+    with _opened(path, whole=True) as opened:
+        return None if opened is None else list(_rows(*opened))
+
+
+def block_files(run_folder: Path) -> list[Path]:
+    """All blocks of a node, live and dead."""
+    return sorted(counters_folder(run_folder).glob("*.block"))
+
+
+def owner_is_dead(path: Path) -> bool:
+    """True when no process holds the block any more (it exists, and its lock is free)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
+    """The cells of one row as the mergeable state."""
+    return ArmCounts(
+        dispatched=row[DISPATCHED],
+        ok=row[OK],
+        invalid=row[INVALID],
+        failed=row[FAILED],
+        timed_out=row[TIMED_OUT],
+        cancelled=row[CANCELLED],
+        lost=lost,
+        refused=row[REFUSED],
+        rows=row[ROWS],
+        batches=row[BATCHES],
+        compute_ns=row[COMPUTE_NS],
+        total=Histogram(tuple(row[TOTAL:TOTAL_SUM_NS]), row[TOTAL_SUM_NS] / 1e9),
+        queue=Histogram(tuple(row[QUEUE:QUEUE_SUM_NS]), row[QUEUE_SUM_NS] / 1e9),
+        compute=Histogram(tuple(row[COMPUTE:COMPUTE_SUM_NS]), row[COMPUTE_SUM_NS] / 1e9),
+    )
+
+
+@contextmanager
+def _opened(path: Path, whole: bool) -> Iterator[tuple[mmap.mmap, memoryview] | None]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        size = os.fstat(fd).st_size
+        mapped = mmap.mmap(fd, size if whole else HEADER_BYTES, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        yield None
+        return
+    finally:
+        os.close(fd)
+    with mapped, memoryview(mapped) as raw, raw[: len(raw) // 8 * 8].cast("q") as cells:
+        ours = size >= HEADER_BYTES and cells[_MAGIC] == MAGIC
+        yield (mapped, cells) if ours and (cells[_SCHEMA], cells[_ROW_BYTES]) == (SCHEMA, _ROW) else None
+
+
+def _rows(mapped: mmap.mmap, cells: memoryview) -> Iterator[tuple[ArmKey, list[int]]]:
+    for at in range(HEADER_BYTES // 8, len(cells) - _ROW_CELLS + 1, _ROW_CELLS):
+        length = cells[at]
+        if not 0 < length <= _KEY_BYTES:
+            return
+        start = at * 8 + 8
+        try:
+            key = _key_json.decode(mapped[start : start + length])
+        except msgspec.DecodeError:
+            return
+        row = cells[at + _KEY_CELLS : at + _KEY_CELLS + CELLS].tolist()
+        if any(row):
+            yield key, row
+
+
+def _read_crumb(mapped: mmap.mmap, cells: memoryview) -> tuple[Phase, str, int, int, int, int]:
+    for _ in range(64):
+        before = cells[_CRUMB]
+        phase = cells[PHASE]
+        crumb = (cells[REQUESTS], cells[KILL_AT_NS], cells[OWNER], cells[SEQUENCE])
+        version_key = _read_text(mapped, _VERSION_AT, cells[_VERSION_LENGTH])
+        if before % 2 == 0 and before == cells[_CRUMB] and phase in (0, 1, 2):
+            return Phase(phase), version_key, *crumb
+    # The owner stopped between two breadcrumbs: it was in neither.
+    return Phase.IDLE, "", 0, 0, 0, 0
+
+
+def _read_text(mapped: mmap.mmap, at: int, length: int) -> str:
+    return mapped[at : at + min(max(length, 0), _TEXT_BYTES)].decode(errors="replace")
+
+
+def _reserve(fd: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    while (have := os.fstat(fd).st_size) < size:  # macOS: written zeros are the only promise of space
+        os.pwrite(fd, bytes(min(size - have, 1 << 20)), have)
