@@ -1,8 +1,9 @@
-"""Letters between real ends of a real socket: latest wins, control may go and come, strangers are survived."""
+"""Letters between real ends of a real socket: latest wins, control comes and goes, strangers are survived."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,10 @@ async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+def heard(control: Control, revision: int) -> bool:
+    return any(report.revision == revision for report in control.heard)
 
 
 @contextlib.asynccontextmanager
@@ -107,9 +112,7 @@ async def test_control_goes_and_comes_back_and_the_process_finds_it(tmp_path: Pa
             control = Control(tmp_path)
             await control.server.start()
             control.server.publish(Desired("local", revision))
-            await until(
-                lambda control=control, revision=revision: any(r.revision == revision for r in control.heard)
-            )  # type: ignore[misc]
+            await until(partial(heard, control, revision))
             await control.server.close()
     assert process.got == [1, 2, 3]
 
