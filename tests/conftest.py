@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No wall-clock deadline per example: on a busy machine it fails for the neighbour's sake. pytest's holds.
+settings.register_profile("interlock", deadline=None, print_blob=True)
+settings.load_profile("interlock")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
