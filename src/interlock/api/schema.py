@@ -14,10 +14,12 @@ REF = "#/components/schemas/{name}"
 
 def returns(kind: Any, *errors: int, status: int = 200, description: str = "OK") -> dict[int | str, Any]:
     """The `responses` of a route: JSON of a struct type, and the errors that it may answer with."""
-    found: dict[int | str, Any] = {
-        code: {"description": _MEANINGS[code], "content": _json(ErrorBody)} for code in (403, *errors)
-    }
-    return {status: {"description": description, "content": _json(kind)}, **found}
+    return {status: {"description": description, "content": _json(kind)}, **fails(*errors)}
+
+
+def fails(*errors: int) -> dict[int | str, Any]:
+    """The errors alone, for a route that answers without a body. Any route may answer 403."""
+    return {code: {"description": _MEANINGS[code], "content": _json(ErrorBody)} for code in (403, *errors)}
 
 
 def takes(kind: Any, *, required: bool, example: Any) -> dict[str, Any]:

@@ -8,11 +8,13 @@ starts in no time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from interlock.core.errors import ModelNotFound
 from interlock.core.letters import Report, VersionState, VersionStatus
+from interlock.operations.registered import registry_numbers, registry_versions
 from interlock.registry.rows import Event, ReleaseRow
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """A version that crashed its process too often and is not tried again. `version_key` is MODEL/NUMBER@DIGEST."""
+    """A version that crashed its process too often to be tried again; its key is MODEL/NUMBER@DIGEST."""
 
     version_key: str
     reason: str
@@ -64,7 +66,7 @@ class ModelSummary(msgspec.Struct, frozen=True):
 
 
 class VersionSummary(msgspec.Struct, frozen=True):
-    """One registered version of a model and where it stands on the node; `state` is "" where no worker has it."""
+    """One registered version and where it stands on the node; `state` is "" where no worker has it."""
 
     number: str
     live: bool
@@ -144,14 +146,39 @@ def quarantine(node: NodeStatus | None) -> tuple[Quarantine, ...]:
 
 def models(ctx: Context, node: NodeStatus | None) -> list[ModelSummary]:
     """All models that the registry or the ledger knows, by name."""
-    registered = _registered(ctx)
-    names = {model.name for model in ctx.ledger.models()} | registered.keys()
-    return [
-        _summary(
-            ctx, name, sorted({*_numbers(ctx, name), *registered.get(name, ())}, key=version_order), node
+    numbers = {model.name: set(_numbers(ctx, model.name)) for model in ctx.ledger.models()}
+    for name, registered in registry_numbers(ctx).items():
+        numbers.setdefault(name, set()).update(registered)
+    return [_summary(ctx, name, sorted(numbers[name], key=version_order), node) for name in sorted(numbers)]
+
+
+def versions(ctx: Context, name: str, node: NodeStatus | None) -> list[VersionSummary]:
+    """The versions of a model that the registry or the ledger knows, newest first.
+
+    Raises: ModelNotFound; RegistryError.
+    """
+    recorded = {version.number: version for version in ctx.ledger.versions(name)}
+    registered = registry_versions(ctx, name)
+    if not recorded and not registered:
+        raise ModelNotFound(f"no model {name!r} in the registry or the ledger; see: interlock models")
+    live = ctx.ledger.live(name)
+    found = []
+    for number in sorted({*recorded, *registered}, key=version_order, reverse=True):
+        known = registered.get(number)
+        created_s = ctx.ledger.created_s(name, number) if known is None else known.created_s
+        summary = VersionSummary(
+            number=number,
+            live=live is not None and live.number == number,
+            aliases=() if known is None else known.aliases,
+            created_s=created_s,
+            **_standing(node, name, number),
         )
-        for name in sorted(names)
-    ]
+        if version := recorded.get(number):
+            summary = msgspec.structs.replace(
+                summary, digest=version.digest, runtime=version.runtime, placement=version.placement.value
+            )
+        found.append(summary)
+    return found
 
 
 def events(ctx: Context, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
@@ -204,3 +231,23 @@ def _found(node: NodeStatus | None, model: str, number: str) -> Iterator[Version
     for process in node.processes if node is not None else ():
         if process.up and is_worker(process):
             yield from (v for v in process.report.versions if v.model == model and v.number == number)
+
+
+def _standing(node: NodeStatus | None, model: str, number: str) -> dict[str, Any]:
+    """Over all workers: the state that is furthest from READY, with its reason, and how many are READY."""
+    found = list(_found(node, model, number))
+    if not found:
+        return {}
+    worst = max(found, key=lambda status: _CONCERN.index(status.state))
+    ready = sum(status.state is VersionState.READY for status in found)
+    return {"state": worst.state.value, "reason": worst.reason, "ready": ready}
+
+
+_CONCERN = (
+    VersionState.READY,
+    VersionState.DRAINING,
+    VersionState.LOADING,
+    VersionState.PENDING,
+    VersionState.FAILED,
+    VersionState.QUARANTINED,
+)

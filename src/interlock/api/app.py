@@ -1,0 +1,326 @@
+"""Owns the admin API's paths. Each calls an operation; what blocks runs in a thread, never on the loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from interlock import __version__
+from interlock.api import schema
+from interlock.api.guard import Guard, rules
+from interlock.api.problems import answer, problem
+from interlock.core.errors import (
+    Forbidden,
+    InterlockError,
+    LedgerError,
+    MalformedMessage,
+    NotFound,
+    NotReady,
+    ReleaseFailed,
+)
+from interlock.core.settings import NodeConfig
+from interlock.operations import release, status
+from interlock.operations.context import Context
+from interlock.operations.discovery import read_token
+from interlock.operations.status import (
+    ModelSummary,
+    NodeStatus,
+    Quarantine,
+    Status,
+    VersionSummary,
+    why_not_ready,
+)
+from interlock.operations.wait import POLL_S
+from interlock.registry.rows import Event, ReleaseRow, ReleaseState
+
+LOAD_WAIT_S = 60.0
+"""How long `load` waits for the version to answer before it says that it still goes on."""
+
+
+@dataclass(frozen=True)
+class AdminDeps:
+    """What control hands to its API. `poke` wakes the rollout loop; `metrics_text` is the whole page."""
+
+    context: Context
+    config: NodeConfig
+    node_status: Callable[[], NodeStatus]
+    metrics_text: Callable[[], bytes]
+    poke: Callable[[], None]
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which version to release: by number, or by alias, or neither for the newest."""
+
+    version: str | None = None
+    alias: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`reason` says why the node is not ready."""
+
+    live: bool
+    ready: bool
+    reason: str = ""
+
+
+Name = Annotated[str, Path(description="The model's name.", max_length=128, examples=["iris"])]
+Limit = Annotated[int, Query(ge=1, le=status.MAX_EVENTS, description="The most rows to answer with.")]
+OfModel = Annotated[str | None, Query(max_length=128, description="Only of this model.")]
+
+_release_request = msgspec.json.Decoder(ReleaseRequest)
+
+
+def create_app(deps: AdminDeps) -> Guard:
+    """The admin API as an ASGI application, guarded as the settings ask.
+
+    Raises: ConfigError when it would listen beyond loopback without a token.
+    """
+    config = deps.config
+    if config.token is None:
+        config = msgspec.structs.replace(config, token=read_token(config.home))
+    guard_rules = rules(config)
+    return Guard(_app(deps), guard_rules)
+
+
+def openapi(deps: AdminDeps) -> dict[str, Any]:
+    """The OpenAPI description, as /api/openapi.json answers it."""
+    return _app(deps).openapi()
+
+
+def _app(deps: AdminDeps) -> FastAPI:
+    app = FastAPI(
+        title="Interlock admin API",
+        version=__version__,
+        summary="Asks one node of Interlock what it serves, and tells it what to serve.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # FastAPI's pages load scripts from another host
+        redoc_url=None,
+    )
+    _reads(app, deps)
+    _changes(app, deps)
+    _probes(app, deps)
+    app.add_exception_handler(InterlockError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_bug)
+    kinds = (
+        Status,
+        list[ModelSummary],
+        list[VersionSummary],
+        list[Event],
+        list[ReleaseRow],
+        list[Quarantine],
+    )
+    described: list[dict[str, Any]] = []
+
+    def describe() -> dict[str, Any]:
+        if not described:
+            described.append(schema.describe(app, (*kinds, ReleaseRequest, Health)))
+        return described[0]
+
+    app.openapi = describe  # type: ignore[method-assign]
+    return app
+
+
+def _reads(app: FastAPI, deps: AdminDeps) -> None:
+    ctx = deps.context
+
+    @app.get("/api/status", responses=schema.returns(Status, 500), tags=["node"])
+    def get_status() -> Response:
+        """The node, its processes, its models, open releases, and what is in quarantine."""
+        return _json(status.status(ctx, deps.node_status()))
+
+    @app.get("/api/quarantine", responses=schema.returns(list[Quarantine]), tags=["node"])
+    def get_quarantine() -> Response:
+        """The versions that crashed their process too often; releasing one anew tries it again."""
+        return _json(status.quarantine(deps.node_status()))
+
+    @app.get("/api/models", responses=schema.returns(list[ModelSummary], 500, 502), tags=["models"])
+    def get_models() -> Response:
+        """All models that the registry or the ledger knows, by name."""
+        return _json(status.models(ctx, deps.node_status()))
+
+    @app.get(
+        "/api/models/{name}/versions",
+        responses=schema.returns(list[VersionSummary], 400, 404, 500, 502),
+        tags=["models"],
+    )
+    def get_versions(name: Name) -> Response:
+        """The versions of a model, newest first."""
+        return _json(status.versions(ctx, name, deps.node_status()))
+
+    @app.get("/api/events", responses=schema.returns(list[Event], 400, 500), tags=["releases"])
+    def get_events(
+        model: OfModel = None,
+        after: Annotated[
+            int | None,
+            Query(ge=0, le=2**62, description="Only later than this `seq`; without it, the newest ones."),
+        ] = None,
+        limit: Limit = 100,
+    ) -> Response:
+        """Lines of the append-only log, oldest first."""
+        return _json(status.events(ctx, model, after, limit))
+
+    @app.get("/api/releases", responses=schema.returns(list[ReleaseRow], 400, 500), tags=["releases"])
+    def get_releases(model: OfModel = None, limit: Limit = 100) -> Response:
+        """Releases, newest first."""
+        return _json(status.releases(ctx, model, limit))
+
+    @app.get("/api/releases/{id}", responses=schema.returns(ReleaseRow, 400, 404, 500), tags=["releases"])
+    def get_release(id: Annotated[int, Path(ge=1, le=2**62, description="The release.")]) -> Response:
+        """One release and how it stands."""
+        try:
+            return _json(ctx.ledger.release(id))
+        except LedgerError as error:
+            if "no release" in error.message:
+                raise NotFound(error.message) from None
+            raise
+
+
+def _changes(app: FastAPI, deps: AdminDeps) -> None:
+    ctx = deps.context
+
+    async def change(work: Callable[[], ReleaseRow | None]) -> ReleaseRow | None:
+        try:
+            return await run_in_threadpool(work)
+        finally:
+            deps.poke()
+
+    @app.post(
+        "/api/models/{name}/release",
+        status_code=202,
+        responses=schema.returns(
+            ReleaseRow, 400, 404, 409, 413, 422, 500, 502, status=202, description="Asked for"
+        ),
+        openapi_extra=schema.takes(ReleaseRequest, required=False, example={"version": "2"}),
+        tags=["releases"],
+    )
+    async def post_release(name: Name, request: Request) -> Response:
+        """Release a version: loaded beside the old one, checked, swapped without a failed request.
+
+        Answers at once with the release; follow it at /api/releases/{id}.
+        """
+        selector = _selector(await request.body())
+        return _json(await change(lambda: release.release_now(ctx, name, selector)), 202)
+
+    @app.post(
+        "/api/models/{name}/rollback",
+        status_code=202,
+        responses=schema.returns(ReleaseRow, 400, 404, 409, 500, status=202, description="Asked for"),
+        tags=["releases"],
+    )
+    async def post_rollback(name: Name) -> Response:
+        """Go back to the version that was live before, or stop the release that is under way."""
+        return _json(await change(lambda: release.rollback(ctx, name)), 202)
+
+    @app.post(
+        "/api/models/{name}/load",
+        responses=schema.returns(ReleaseRow, 400, 404, 409, 422, 500, 502),
+        tags=["repository control"],
+    )
+    async def post_load(name: Name) -> Response:
+        """Serve the newest version, past every gate; answers when it does. Off unless allowed."""
+        _check_repository_control(deps.config)
+        row = await change(lambda: release.release_now(ctx, name, None))
+        assert row is not None
+        until_s = time.monotonic() + LOAD_WAIT_S
+        while not row.state.finished and time.monotonic() < until_s:
+            await asyncio.sleep(POLL_S)
+            row = await run_in_threadpool(ctx.ledger.release, row.id)
+        if row.state is not ReleaseState.DONE:
+            why = row.reason or f"it is still {row.state} after {LOAD_WAIT_S:g} s and goes on"
+            raise ReleaseFailed(f"version {row.number} of {name!r} was not loaded: {why}")
+        return _json(row)
+
+    @app.post(
+        "/api/models/{name}/unload",
+        status_code=204,
+        responses=schema.fails(400, 404, 500),
+        response_description="Taken off",
+        tags=["repository control"],
+    )
+    async def post_unload(name: Name) -> Response:
+        """Take a model off the node. Off unless allowed."""
+        _check_repository_control(deps.config)
+        await change(lambda: release.unload(ctx, name))
+        return Response(status_code=204)
+
+
+def _probes(app: FastAPI, deps: AdminDeps) -> None:
+    @app.get("/health/live", responses=schema.returns(Health), tags=["node"])
+    async def get_live() -> Response:
+        """200 while this process answers."""
+        return _json(Health(live=True, ready=not why_not_ready(deps.node_status())))
+
+    @app.get("/health/ready", responses=schema.returns(Health), tags=["node"])
+    async def get_ready() -> Response:
+        """200 while every worker answers with all that it should; else 503 with the reason."""
+        reason = why_not_ready(deps.node_status())
+        if reason:
+            return problem(NotReady(f"the node is not ready: {reason}"))
+        return _json(Health(live=True, ready=True))
+
+    @app.get(
+        "/metrics",
+        responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+        tags=["node"],
+    )
+    def get_metrics() -> Response:
+        """The node's metrics: docs/reference/metrics.md."""
+        return Response(deps.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _selector(body: bytes) -> str | None:
+    if not body.strip():
+        return None
+    try:
+        wanted = _release_request.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f'the body is not {{"version": …}} or {{"alias": …}}: {error}') from None
+    if wanted.version is not None and wanted.alias is not None:
+        raise MalformedMessage("the body has both a version and an alias: want one of them, or neither")
+    return wanted.version if wanted.alias is None else f"@{wanted.alias}"
+
+
+def _check_repository_control(config: NodeConfig) -> None:
+    if not config.allow_repository_control:
+        raise Forbidden(
+            "load and unload are off, as they pass every gate: start the node with "
+            "--allow-repository-control, or use: interlock release"
+        )
+
+
+def _json(value: Any, code: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), code, media_type="application/json")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InterlockError)
+    return problem(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "NotFound", 405: "MethodNotAllowed"}.get(error.status_code, "HTTPError")
+    words = f"{request.method} {request.url.path}: {error.detail}"
+    return answer(error.status_code, code, words, dict(error.headers or {}))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return answer(400, "InvalidRequest", f"{where}: {first['msg']}, got {first.get('input')!r:.200}")
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # The server logs the traceback; what is in it is not for the other side.
+    return answer(500, "InternalError", f"a fault in Interlock ({type(error).__name__}); its log says more")
