@@ -40,7 +40,9 @@ BAD = {
     ),
     "second of two names": ("codec/planted.py", "import json, interlock.wire", "up from floor 1 to 3"),
     "across": ("serving/planted.py", "from interlock.registry import artifacts", "across floor 2"),
-    "across at the top": ("cli/planted.py", "from interlock.app import node", "across floor 5"),
+    "to the wiring": ("cli/planted.py", "from interlock.app import node", "across floor 5"),
+    "across at the top": ("api/planted.py", "from interlock.export import prometheus", "across floor 5"),
+    "the wiring to the command line": ("app/planted.py", "import interlock.cli.main", "across floor 5"),
     "star": ("codec/planted.py", "from interlock.runtime import *", "across floor 1"),
     "relative": ("core/planted.py", "from ..wire import http", "up from floor 0 to 3"),
     "relative to the package": ("core/planted.py", "from .. import wire", "up from floor 0 to 3"),
@@ -93,6 +95,7 @@ GOOD = (
         "from . import lane\nfrom .lane import Lane\nfrom interlock.serving.lane import Lane",
     ),
     ("app/planted.py", "from interlock import operations, __version__"),
+    ("app/planted.py", "from interlock.api import guard\nfrom interlock.export import prometheus"),
     ("core/planted.py", "import interlocking.serving\nfrom json import loads\nloads('interlock.serving')"),
 )
 
