@@ -67,14 +67,15 @@ check: $(installed)  ## format, lint, types, structure, doctests and the quick t
 	@$(bin)/ruff format --check --quiet . || { echo "make: run 'make format'" >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy
-	@$(bin)/pytest -q -n 2 -m 'not server and not soak' --timeout 30 $(ARGS)
+	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak and not slow' $(ARGS)
 
 format: $(installed)  ## rewrite the files as ruff wants them
 	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .
 
 # Two passes: what starts real nodes runs alone, so that its timings and its ports are its own.
 test: $(installed) $(kserve_installed)  ## every test but the soak runs
-	@$(bin)/pytest -q -n 2 -m 'not server and not soak' $(ARGS)
+	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
+	@echo "make: the tests that start real nodes, one at a time"
 	@$(bin)/pytest -q -m 'server and not soak' $(ARGS)
 
 bench: $(installed)  ## measure against peers, into benchmarks/results/

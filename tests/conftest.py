@@ -1,12 +1,16 @@
 """Owns what tests of every folder share: a home of their own, and the foreign clients' interpreters."""
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 # No wall-clock deadline per example: on a busy machine it fails for the neighbour's sake. pytest's holds.
-settings.register_profile("interlock", deadline=None, print_blob=True)
+# In CI the examples are the same each time, so that whether a change lands is not left to chance.
+settings.register_profile("interlock", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("interlock")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -19,12 +23,16 @@ def repository() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def interlock_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home folder for each test, so that none ever touches the user's own."""
-    home = tmp_path / "home"
-    monkeypatch.setenv("INTERLOCK_HOME", str(home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return home
+def interlock_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home folder for each test, not made yet, so that none ever touches the user's own.
+
+    Its path is short (`tmp_path` is not): a Unix socket's may have 107 bytes at most.
+    """
+    with tempfile.TemporaryDirectory(prefix="il-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder) / "home"
+        monkeypatch.setenv("INTERLOCK_HOME", str(home))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield home
 
 
 @pytest.fixture(scope="session")

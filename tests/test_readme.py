@@ -37,7 +37,7 @@ def run(wanted: Plan, folder: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def reader(tmp_path: Path, interlock_home: Path) -> tuple[Path, dict[str, str]]:
     """A folder that looks like a fresh clone, which a block cannot spoil, and an environment."""
     clone = tmp_path / "clone"
     clone.mkdir()
@@ -47,7 +47,7 @@ def reader(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     environment = {
         **os.environ,
         "HOME": str(tmp_path),
-        "INTERLOCK_HOME": str(tmp_path / "home"),
+        "INTERLOCK_HOME": str(interlock_home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     return clone, environment
