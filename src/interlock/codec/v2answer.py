@@ -1,0 +1,119 @@
+"""Decides how outputs become the bytes of an infer answer of the Open Inference Protocol."""
+
+import math
+
+import msgspec
+
+from interlock.codec.raw import pack, texts
+from interlock.core.errors import OutputMismatch
+from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
+
+_encode = msgspec.json.Encoder().encode
+_MOST_SHAPES = 64
+
+
+def answer_head(model: str, number: str) -> bytes:
+    """How every answer of a version begins.
+
+    >>> answer_head("iris", "2")
+    b'{"model_name":"iris","model_version":"2","outputs":['
+    """
+    return b'{"model_name":%b,"model_version":%b,"outputs":[' % (_encode(model), _encode(number))
+
+
+class Answer:
+    """Encodes the outputs that a request asked for. `names` is None when it wants all of them."""
+
+    __slots__ = ("_head", "_outputs", "names")
+
+    def __init__(self, head: bytes, outputs: "list[Output]", names: tuple[str, ...] | None) -> None:
+        self._head = head
+        self._outputs = outputs
+        self.names = names
+
+    def encode(
+        self, outputs: Tensors, client_id: str | None
+    ) -> tuple[bytes, list[memoryview | bytes] | None]:
+        """The JSON, and the binary tensors behind it (None if none was asked for), in the order of the JSON.
+
+        Binary parts share memory with `outputs` where their layout permits.
+        Raises: OutputMismatch if the outputs are not what the signature says.
+        """
+        parts = [self._head]
+        binary: list[memoryview | bytes] | None = None
+        try:
+            for output in self._outputs:
+                array = outputs[output.name]
+                if array.dtype is not output.dtype:
+                    output.check(array)
+                parts.append(output.opening.get(array.shape) or output.open(array.shape))
+                if output.is_binary:
+                    data = pack(output.name, output.datatype, array)
+                    binary = [data] if binary is None else [*binary, data]
+                    parts.append(b'"parameters":{"binary_data_size":%d}},' % len(data))
+                else:
+                    parts.append(output.json(array))
+                    parts.append(b"},")
+        except KeyError:
+            raise OutputMismatch(
+                f"output '{output.name}' is missing; the model gave {sorted(outputs)}"
+            ) from None
+        parts[-1] = parts[-1][:-1]
+        parts.append(b"]}" if client_id is None else b'],"id":%b}' % _encode(client_id))
+        return b"".join(parts), binary
+
+
+class Output:
+    """What is fixed about one output of an answer. `opening` keeps the JSON before the data, by shape."""
+
+    __slots__ = ("datatype", "dtype", "is_binary", "is_float", "name", "opening")
+
+    def __init__(self, spec: TensorSpec, is_binary: bool) -> None:
+        self.name = spec.name
+        self.datatype = spec.datatype
+        self.dtype = DATATYPES[spec.datatype]
+        self.is_binary = is_binary
+        self.is_float = self.dtype.kind == "f"
+        self.opening: dict[tuple[int, ...], bytes] = {}
+
+    def open(self, shape: tuple[int, ...]) -> bytes:
+        text = b'{"name":%b,"datatype":"%b","shape":%b,%b' % (
+            _encode(self.name),
+            self.datatype.encode(),
+            _encode(shape),
+            b"" if self.is_binary else b'"data":',
+        )
+        if len(self.opening) < _MOST_SHAPES:
+            self.opening[shape] = text
+        return text
+
+    def check(self, array: Array) -> None:
+        if array.dtype != self.dtype and not (self.datatype == "BYTES" and array.dtype.kind in "SU"):
+            raise OutputMismatch(
+                f"output '{self.name}': the model gave {array.dtype}, its signature says {self.datatype}"
+            )
+
+    def json(self, array: Array) -> bytes:
+        """The values, flat. Where a float is not finite the tokens are NaN, Infinity and -Infinity: no JSON,
+        but what Triton writes, and what Python's json, rapidjson and tritonclient read; null tells less."""
+        if self.datatype == "BYTES":
+            return _encode([self._text(text, index) for index, text in enumerate(texts(self.name, array))])
+        values = array.ravel().tolist()
+        text = _encode(values)
+        if self.is_float and b"null" in text:
+            return b"[%b]" % b",".join(_float_token(value) for value in values)
+        return text
+
+    def _text(self, text: bytes, index: int) -> str:
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            raise OutputMismatch(
+                f"output '{self.name}': element {index} is not UTF-8, which JSON needs; ask for binary data"
+            ) from None
+
+
+def _float_token(value: float) -> bytes:
+    if math.isfinite(value):
+        return _encode(value)
+    return b"NaN" if math.isnan(value) else b"Infinity" if value > 0 else b"-Infinity"

@@ -1,0 +1,310 @@
+"""Decides which JSON is an infer request of the Open Inference Protocol, and says of any other what is wrong.
+
+Two readers of the same language. `fast_decoder` builds one msgspec decoder for a signature: it checks names,
+datatypes, shapes, ranges and kinds of values in C. What it refuses goes to `read`, which goes step by step,
+accepts the little that the first cannot (NaN tokens, deep nesting), and otherwise explains.
+"""
+
+import json
+import math
+from typing import Annotated, Any, Literal, Union
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from interlock.core.errors import DatatypeMismatch, InputMismatch, MalformedMessage, ShapeMismatch
+from interlock.core.model import DATATYPES, Signature, TensorSpec
+
+JSON_DATATYPES = frozenset(DATATYPES) - {"FP16", "BF16"}
+"""The datatypes that JSON can carry; the two others travel as binary data only."""
+
+# Half a unit above the largest float32: what lies beyond would become infinite.
+_FP32_BOUND = 2.0**128 - 2.0**103
+_RANGES: dict[str, tuple[int, int]] = {
+    f"{sign}INT{bits}": (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    for sign in ("", "U")
+    for bits in (8, 16, 32, 64)
+}
+_list: Any = list  # for types that are made at run time
+_DEEPEST_TYPED = 4
+"""Nested data of more axes is read by `read`; typed readers of any depth would cost a type per axis."""
+
+
+class InputParameters(msgspec.Struct, gc=False):
+    binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+
+
+class OutputParameters(msgspec.Struct, gc=False):
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+
+
+class RequestedOutput(msgspec.Struct, gc=False):
+    name: str
+    parameters: OutputParameters | None = None
+
+
+class Parameters(msgspec.Struct, gc=False):
+    """`timeout` in microseconds; `priority` as Triton has it: 0 for the default, 1 highest."""
+
+    timeout: int | None = None
+    priority: int | None = None
+    binary_data_output: bool | None = None
+    sequence_id: int | str | None = None
+
+
+class Input(msgspec.Struct, gc=False):
+    """One input as it came; the fast decoder's types have the same fields."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any = UNSET
+    parameters: InputParameters | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """An infer request; the fast decoder's type has the same fields."""
+
+    inputs: list[Input]
+    id: str | None = None
+    parameters: Parameters | None = None
+    outputs: list[RequestedOutput] | None = None
+
+
+def fast_decoder(signature: Signature) -> tuple[msgspec.json.Decoder[Message], dict[type, TensorSpec]]:
+    """The decoder that accepts what fits `signature`, and which spec each of its input types stands for.
+
+    It refuses with msgspec.ValidationError or msgspec.DecodeError; ask `read` why. A union of structs with
+    the input's name as the tag finds the right spec in C: 0.36 us for one row of iris, 0.66 us untyped.
+    """
+    specs: dict[type, TensorSpec] = {}
+    for spec in signature.inputs:
+        fields: list[tuple[str, Any, Any]] = [
+            ("data", _data_type(spec) | UnsetType, UNSET),
+            ("parameters", InputParameters | None, None),
+        ]
+        required = [("datatype", Literal[spec.datatype]), ("shape", _shape_type(spec, signature.batch_axis))]
+        made = msgspec.defstruct(
+            "Input", [*required, *fields], tag_field="name", tag=spec.name, gc=False, module=__name__
+        )
+        specs[made] = spec
+    one: Any = Union[tuple(specs)]  # noqa: UP007 (the members are known at run time only)
+    message = msgspec.defstruct(
+        "Message",
+        [
+            ("inputs", _list[one]),
+            ("id", str | None, None),
+            ("parameters", Parameters | None, None),
+            ("outputs", list[RequestedOutput] | None, None),
+        ],
+        gc=False,
+        module=__name__,
+    )
+    return msgspec.json.Decoder(message), specs
+
+
+def _shape_type(spec: TensorSpec, batch_axis: int | None) -> Any:
+    axes: list[Any] = []
+    for axis, size in enumerate(spec.shape):
+        if size >= 0:
+            axes.append(Literal[size])
+        else:
+            axes.append(Annotated[int, Meta(ge=1 if axis == batch_axis else 0)])
+    return tuple[tuple(axes)] if axes else tuple[()]  # type: ignore[misc]
+
+
+def _data_type(spec: TensorSpec) -> Any:
+    if spec.datatype not in JSON_DATATYPES:
+        return Literal["nothing"]
+    element = _element_type(spec.datatype)
+    data = _list[element]
+    for _ in range(min(len(spec.shape), _DEEPEST_TYPED) - 1):
+        data = _list[Union[element, data]]  # noqa: UP007 (the members are known at run time only)
+    return data
+
+
+def _element_type(datatype: str) -> Any:
+    if datatype in _RANGES:
+        low, high = _RANGES[datatype]
+        # Bounds of 64 bits are numpy's to check: msgspec takes none beyond its own integers.
+        return int if high >= 2**63 - 1 and low else Annotated[int, _range(low, high)]
+    if datatype == "FP32":
+        return Annotated[float, Meta(gt=-_FP32_BOUND, lt=_FP32_BOUND)]
+    return {"FP64": float, "BOOL": bool, "BYTES": str}[datatype]
+
+
+def _range(low: int, high: int) -> Meta:
+    return Meta(ge=low, le=high) if high < 2**63 else Meta(ge=low)
+
+
+def read(text: bytes | memoryview) -> Message:
+    """Any infer request, without a signature; the values in `data` are not looked at.
+
+    Raises: MalformedMessage; InputMismatch; ShapeMismatch for a shape that is none; DatatypeMismatch for a
+    datatype that the protocol does not have.
+    """
+    document = parse(text)
+    if not isinstance(document, dict):
+        raise MalformedMessage(f"the body is {_kind(document)}; want a JSON object with 'inputs'")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        came = _kind(inputs) if "inputs" in document else "nothing"
+        raise MalformedMessage(f"'inputs': got {came}; want a list of at least one input")
+    outputs = _convert(document.get("outputs"), list[RequestedOutput] | None, "outputs")
+    return Message(
+        inputs=[_input(entry, index) for index, entry in enumerate(inputs)],
+        id=_convert(document.get("id"), str | None, "id"),
+        parameters=_convert(document.get("parameters"), Parameters | None, "parameters"),
+        outputs=outputs,
+    )
+
+
+def parse(text: bytes | memoryview) -> Any:
+    """JSON, and the tokens NaN, Infinity and -Infinity, which Triton and its clients read and write.
+
+    Raises: MalformedMessage.
+    """
+    if not len(text):
+        raise MalformedMessage("the body is empty; want a JSON object with 'inputs'")
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise MalformedMessage("the JSON is nested too deep; want one list per axis at most") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raw = bytes(text)
+        if b"NaN" in raw or b"Infinity" in raw:
+            try:
+                document = json.loads(raw.decode())
+                json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair cannot be echoed
+                return document
+            except (ValueError, RecursionError) as second:
+                raise MalformedMessage(f"the body is not JSON: {str(second)[:200]}") from None
+        hint = ""
+        if raw[:1] not in b"{[ \t\r\n":
+            hint = (
+                "; a body with binary tensors needs the length of its JSON in Inference-Header-Content-Length"
+            )
+        raise MalformedMessage(f"the body is not JSON: {error}{hint}") from None
+
+
+def _input(entry: Any, index: int) -> Input:
+    if not isinstance(entry, dict):
+        raise MalformedMessage(
+            f"inputs[{index}] is {_kind(entry)}; want an object with name, shape, datatype, data"
+        )
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise MalformedMessage(f"inputs[{index}].name is {_kind(name)}; want the input's name")
+    datatype = entry.get("datatype")
+    if datatype not in DATATYPES if isinstance(datatype, str) else True:
+        raise DatatypeMismatch(
+            f"input '{name}': datatype {shown(datatype)}; want one of {', '.join(DATATYPES)}"
+        )
+    shape = entry.get("shape")
+    if not isinstance(shape, list) or len(shape) > 64:
+        raise ShapeMismatch(f"input '{name}': shape is {_kind(shape)}; want a list of up to 64 lengths")
+    for length in shape:
+        if type(length) is not int or length < 0:
+            raise ShapeMismatch(
+                f"input '{name}': shape {shown(shape)} holds {shown(length)}; want lengths >= 0"
+            )
+    parameters = _convert(entry.get("parameters"), InputParameters | None, f"input '{name}': parameters")
+    return Input(name, str(datatype), tuple(shape), entry.get("data", UNSET), parameters)
+
+
+def _convert(value: Any, wanted: Any, where: str) -> Any:
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        raise MalformedMessage(f"{where}: got {shown(value)}: {error}") from None
+
+
+def flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> list[Any]:
+    """The values of `data` in row-major order: flat already, or nested exactly as `shape`.
+
+    Raises: InputMismatch if it is no list; ShapeMismatch; DatatypeMismatch with the first value that does
+    not fit the datatype.
+    """
+    if not isinstance(data, list):
+        raise InputMismatch(
+            f"input '{spec.name}': data is {_kind(data)}; want a list, flat or nested as the shape"
+        )
+    values: list[Any] = data
+    if any(isinstance(value, list) for value in data):
+        came: list[int] = [len(data)]
+        while values and isinstance(values[0], list):
+            length = len(values[0])
+            if len(came) == len(shape):
+                raise ShapeMismatch(f"input '{spec.name}': data is nested deeper than shape {list(shape)}")
+            came.append(length)
+            for position, value in enumerate(values):
+                if not isinstance(value, list) or len(value) != length:
+                    other = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
+                    raise ShapeMismatch(
+                        f"input '{spec.name}': the nested data is ragged: a list of {length} stands beside"
+                        f" {other} (position {position}); want shape {list(shape)}"
+                    )
+            values = [value for inner in values for value in inner]
+        if tuple(came) != shape:
+            raise ShapeMismatch(
+                f"input '{spec.name}': the nested data has shape {came}, 'shape' says {list(shape)}"
+            )
+    fits = _checks(spec.datatype)
+    for position, value in enumerate(values):
+        if not fits(value):
+            raise DatatypeMismatch(
+                f"input '{spec.name}': value {shown(value)} at position {position} does not fit"
+                f" {spec.datatype}; want {wanted_values(spec.datatype)}"
+            )
+    return values
+
+
+def _checks(datatype: str) -> Any:
+    if datatype in _RANGES:
+        low, high = _RANGES[datatype]
+        return lambda value: type(value) is int and low <= value <= high
+    if datatype == "BOOL":
+        return lambda value: type(value) is bool
+    if datatype == "BYTES":
+        return lambda value: type(value) is str
+    bound = _FP32_BOUND if datatype == "FP32" else math.inf
+    return lambda value: type(value) in (int, float) and _is_float(value, bound)
+
+
+def _is_float(value: int | float, bound: float) -> bool:
+    try:
+        number = float(value)
+    except OverflowError:
+        return False
+    return abs(number) < bound or not math.isfinite(number)
+
+
+def wanted_values(datatype: str) -> str:
+    """For people: what JSON values a datatype takes."""
+    if datatype in _RANGES:
+        low, high = _RANGES[datatype]
+        return f"integers from {low} to {high}"
+    return {"BOOL": "true or false", "BYTES": "strings"}.get(datatype, "numbers in its range")
+
+
+def shown(value: Any) -> str:
+    """A value of a hostile message, cut to 80 characters."""
+    if isinstance(value, list | dict) and len(value) > 16:
+        value = f"{_kind(value)} of {len(value)}"
+    try:
+        text = (
+            json.dumps(value) if not isinstance(value, str) or len(value) < 100 else json.dumps(value[:100])
+        )
+    except (RecursionError, ValueError):
+        return _kind(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kind(value: Any) -> str:
+    if value is UNSET:
+        return "absent"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
