@@ -5,6 +5,7 @@ Pure: reads source text, runs none of it. tests/test_floors.py holds the tree to
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 FLOORS: tuple[frozenset[str], ...] = (
@@ -39,10 +40,7 @@ def violations(root: Path) -> list[str]:
         if folder and folder not in FLOOR_OF:
             found.append(f"{where}: folder {folder!r} is on no floor")
             continue
-        tree = ast.parse(file.read_text(), str(file))
-        if folder == "":  # what it names for type checkers alone, it does not import
-            tree.body = [node for node in tree.body if not _is_for_types_only(node)]
-        for line, target in _targets(tree, where):
+        for line, target in _targets(file.read_text(), where):
             if complaint := _complaint(folder, target):
                 found.append(f"{where}:{line}: {complaint}")
     return list(dict.fromkeys(found))
@@ -85,8 +83,16 @@ def _complaint(folder: str, target: tuple[str, ...]) -> str | None:
     return None
 
 
-def _targets(tree: ast.Module, where: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield (line, path inside the package) for each import of the package's own modules."""
+@cache  # the tests read one tree many times, with one file more
+def _targets(source: str, where: Path) -> tuple[tuple[int, tuple[str, ...]], ...]:
+    """Return (line, path inside the package) for each import of the package's own modules."""
+    tree = ast.parse(source, str(where))
+    if len(where.parts) == 1:  # what the package's own file names for type checkers alone, it does not import
+        tree.body = [node for node in tree.body if not _is_for_types_only(node)]
+    return tuple(_walk(tree, where))
+
+
+def _walk(tree: ast.Module, where: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
