@@ -59,18 +59,28 @@ def test_without_any_interpreter_make_says_how_to_name_one(bare: Path) -> None:
     assert "make PYTHON=/path/to/python3.11" in done.stderr
 
 
-def test_a_package_that_cannot_be_installed_is_named_with_the_command(bare: Path) -> None:
-    tools = bare / "tools"
+@pytest.mark.parametrize(
+    ("apt_get_leaves_with", "tried", "advised"),
+    [
+        (0, ["update -qq", "install -qq -y python3-venv"], False),
+        (100, ["update -qq"], True),
+    ],
+)
+def test_a_missing_package_is_installed_or_named_with_the_command(
+    bare: Path, apt_get_leaves_with: int, tried: list[str], advised: bool
+) -> None:
+    tools, log = bare / "tools", bare / "apt.log"
     tools.mkdir()
-    for name, code in {"id": "echo 0", "apt-get": "exit 100"}.items():
+    for name, code in {"id": "echo 0", "apt-get": f"echo $* >> {log}; exit {apt_get_leaves_with}"}.items():
         (tools / name).write_text(f"#!/bin/sh\n{code}\n")
         (tools / name).chmod(0o755)
     python = tools / "python3.11"
     python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\nexit 0\n')
     python.chmod(0o755)
     done = make(bare, "install", f"PYTHON={python}", path=f"{tools}:{os.environ['PATH']}")
-    assert done.returncode != 0
-    assert "apt-get install python3-venv" in done.stderr
+    assert done.returncode != 0  # this interpreter makes no environment either way
+    assert log.read_text().splitlines() == tried
+    assert ("apt-get install python3-venv" in done.stderr) is advised
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "tests/clients/kserve-requirements.txt"])
