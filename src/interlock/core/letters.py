@@ -19,12 +19,14 @@ class ModelDesired(msgspec.Struct, frozen=True):
     """What a node does about one model. `route` is None while its first version is being prepared.
 
     `versions` are all that must be loaded, those outside the route too (a candidate being prepared, an
-    incumbent kept hot).
+    incumbent kept hot). `releases` maps each one's number to the newest release that asks for it: a
+    quarantine holds for the release under which it was spoken, and an explicit new one gets new tries.
     """
 
     model: Model
     versions: tuple[Version, ...]
     route: Route | None
+    releases: dict[str, int] = {}
 
 
 class Desired(msgspec.Struct, frozen=True):
