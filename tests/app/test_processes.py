@@ -184,7 +184,7 @@ def test_crashes_under_the_release_before_do_not_count_for_the_new_one() -> None
 
 
 class Supervision(RuleBasedStateMachine):
-    """Processes crash, hang and are released anew in any order; the supervisor's shell is played by `_act`."""
+    """Processes crash, hang and are released anew in any order; `_act` plays the supervisor's shell."""
 
     @initialize()
     def begin(self) -> None:

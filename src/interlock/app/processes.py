@@ -1,8 +1,8 @@
-"""Decides what the supervisor does next: which processes to start, stop and kill, and which versions to give up.
+"""Decides what the supervisor does next: which processes to start, stop and kill, which versions to give up.
 
-Pure: time, what is wanted and what was seen come in, actions go out. A crash is attributed to the version that
-the dead process's breadcrumb names, under the release that asked for that version, so that an explicit new
-release of a quarantined version gets new tries.
+Pure: time, what is wanted and what was seen come in, actions go out. A crash is attributed to the version
+that the dead process's breadcrumb names, under the release that asked for that version, so that an explicit
+new release of a quarantined version gets new tries.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -268,5 +268,5 @@ def _heartbeat_limit_s(view: RunningView, limits: Limits) -> float:
 
 
 def _is_same(running: ProcessSpec, wanted: ProcessSpec | None) -> bool:
-    """Whether a running process is the wanted one: the same version, though another release may ask for it."""
+    """Whether a running process is the wanted one: by its version, whatever release asks for that."""
     return wanted is not None and running.version_key == wanted.version_key
