@@ -13,13 +13,14 @@ import errno
 import gc
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httptools
@@ -74,8 +75,15 @@ class _OpenLoop:
     """One run, single-threaded. It sleeps between events, and spins for the last `spin_s` before a send."""
 
     def __init__(
-        self, request: Request, due_s: Floats, connections: int, timeout_s: float, spin_s: float
+        self,
+        request: Request,
+        due_s: Floats,
+        connections: int,
+        timeout_s: float,
+        spin_s: float,
+        stopped: Callable[[], bool],
     ) -> None:
+        self._stopped = stopped
         self._wire = memoryview(request.encode())
         self._address = request.address()
         self._due_s = due_s
@@ -83,6 +91,7 @@ class _OpenLoop:
         self._spin_s = spin_s
         self._epoll = select.epoll()
         self._live: dict[int, _Connection] = {}
+        self.due_s = due_s
         self._free: list[_Connection] = []
         self._missing = 0  # connections that could not be opened again yet
         self._waiting: deque[int] = deque()
@@ -207,7 +216,7 @@ class _OpenLoop:
                 self._read(connection)
 
     def run(self) -> None:
-        """Send all requests and wait for the last answer, at most the time-out."""
+        """Send all requests, or those due until it is stopped; wait at most the time-out for answers."""
         self.start_s = start_s = time.monotonic() + 0.05
         count, following, check_s = len(self._due_s), 0, start_s
         due_s: list[float] = (self._due_s + start_s).tolist()
@@ -230,25 +239,32 @@ class _OpenLoop:
             if now_s >= check_s:
                 check_s = now_s + 0.1
                 self._expire(now_s)
+                if self._stopped() and following < count:
+                    count = following
                 if self._missing:
                     self._replace()
             self._wait(min(due_s[following], check_s) if following < count else check_s)
         for connection in self._live.values():
             connection.socket.close()
         self._epoll.close()
+        self.due_s, self.done_s = self._due_s[:count], self.done_s[:count]
+
+    def latency_ms(self) -> Floats:
+        """From the intended send time; NaN for what failed."""
+        return 1e3 * (self.done_s - (self.due_s + self.start_s))
 
     def result(self) -> OpenLoopResult:
-        latency_s = self.done_s - (self._due_s + self.start_s)
-        good = ~np.isnan(latency_s)
-        count = len(self._due_s)
-        span_s = float(self._due_s[-1]) * count / (count - 1) if count > 1 else 1.0
+        latency_ms = self.latency_ms()
+        good = ~np.isnan(latency_ms)
+        count = len(self.due_s)
+        span_s = float(self.due_s[-1]) * count / (count - 1) if count > 1 else 1.0
         return OpenLoopResult(
             offered_per_s=round(count / span_s, 1),
             done_per_s=round(int(good.sum()) / span_s, 1),
             sent=self._sent,
             ok=int(good.sum()),
             failures=dict(self.failures),
-            latency=percentiles(1e3 * latency_s[good]),
+            latency=percentiles(latency_ms[good]),
             lag=percentiles(1e3 * np.asarray(self._lag_s)),
             waited=self.waited,
             reconnects=self.reconnects,
@@ -279,26 +295,27 @@ def open_loop(
     connections: int = 32,
     timeout_s: float = 10.0,
     spin_s: float = 1e-4,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[OpenLoopResult, Timeline]:
     """Send `request` at each of these times (seconds from the start, `schedule`) and return what came of it.
 
     `spin_s` is how long before a due time this thread stops sleeping: 1 (always spinning) for measurements on
     a core of its own, as waking up costs tens of microseconds; the default leaves the core to others.
+    Once `stopped()` is true no further request leaves.
 
     Raises: OSError if the server cannot be connected to at the start.
     """
     if connections < 1:
         raise ValueError(f"connections is {connections}, at least 1 is wanted")
-    run = _OpenLoop(request, due_s, connections, timeout_s, spin_s)
+    run = _OpenLoop(request, due_s, connections, timeout_s, spin_s, stopped)
     gc.disable()  # a collection between two sends would be charged to the server
     try:
         run.run()
     finally:
         gc.enable()
-    latency_ms = 1e3 * (run.done_s - (due_s + run.start_s))
     timeline = Timeline(
-        (due_s + run.start_s).tolist(),
-        [None if value != value else round(value, 4) for value in latency_ms.tolist()],
+        (run.due_s + run.start_s).tolist(),
+        [None if value != value else round(value, 4) for value in run.latency_ms().tolist()],
     )
     return run.result(), timeline
 
@@ -353,6 +370,11 @@ class OpenLoopProcess:
         finally:
             self.stop()
 
+    def end(self) -> tuple[OpenLoopResult, Timeline]:
+        """Send no further request; `finish` with those that were sent."""
+        self._popen.send_signal(signal.SIGTERM)
+        return self.finish()
+
     def stop(self) -> None:
         """End the run at once, if it still goes on."""
         if self._popen.poll() is None:
@@ -362,7 +384,7 @@ class OpenLoopProcess:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one open loop; the exit status is 1 if any request failed."""
+    """Run one open loop, until SIGTERM at most; the exit status is 1 if any request failed."""
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.load", description="open-loop load")
     arguments.add_argument("--url", required=True)
     arguments.add_argument("--method", default="POST")
@@ -384,12 +406,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     body = given.body.read_bytes() if given.body else b""
     headers = dict(pair.split("=", 1) for pair in given.header)
     request = Request(given.url, body, headers, given.method)
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
     result, timeline = open_loop(
         request,
         schedule(given.rate, given.seconds, poisson=given.poisson, seed=given.seed),
         connections=given.connections,
         timeout_s=given.timeout_s,
         spin_s=given.spin_us / 1e6,
+        stopped=lambda: bool(signals),
     )
     if given.timeline:
         given.timeline.write_bytes(msgspec.json.encode(timeline))

@@ -9,9 +9,7 @@ import msgspec
 from benchmarks.peers import Serving, fastapi_naive
 
 TITLE = "FastAPI + scikit-learn, async def"
-CONFIGURATION = (
-    f"{fastapi_naive.CONFIGURATION}; but an `async def` endpoint, which blocks the loop while it predicts"
-)
+CONFIGURATION = f"{fastapi_naive.CONFIGURATION}; but `async def`, which blocks the loop"
 
 
 def start(work: Path, port: int, core: int) -> Serving:

@@ -13,7 +13,7 @@ TITLE = "MLServer 1.7, sklearn"
 CONFIGURATION = (
     "mlserver 1.7.1 with mlserver-sklearn; adaptive batching (max_batch_size 64, max_batch_time 1 ms), "
     "inference in the server's own process (parallel_workers 0, faster on one core than its default of 1), "
-    "metrics off, debug off; V2 REST, same body as Interlock's but for the input's name"
+    "metrics off, debug off; V2 REST, same request body as Interlock"
 )
 
 

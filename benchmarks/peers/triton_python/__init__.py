@@ -14,7 +14,7 @@ TITLE = "Triton 2.51, Python backend"
 CONFIGURATION = (
     "nvidia-pytriton 0.7.0's tritonserver; one model instance on the CPU, max_batch_size 128, "
     "dynamic_batching without queue delay, ONNX Runtime on one thread inside model.py; "
-    "HTTP only (gRPC and metrics off), logging at its default; same iris ONNX file and same request body as Interlock"
+    "HTTP only (gRPC and metrics off), default logging; same iris ONNX file and request body as Interlock"
 )
 _HERE = Path(__file__).parent
 
