@@ -2,8 +2,8 @@
 
 | header | meaning |
 |---|---|
-| `x-request-timeout-ms` | how long the client waits, counted from the request's first byte; a number above 0 |
-| `x-interlock-unit` | who is asking, for sticky routing: the same unit meets the same version; up to 256 bytes |
+| `x-request-timeout-ms` | how long the client waits, from the request's first byte on; above 0 |
+| `x-interlock-unit` | who is asking: the same unit meets the same version; up to 256 bytes |
 | `x-interlock-tenant`, `x-interlock-segment` | for accounting and for slices; up to 256 bytes each |
 | `x-interlock-priority` | 0 is served before 1; the model's own by default |
 | `traceparent` | W3C trace context; echoed on the answer |
@@ -54,7 +54,8 @@ def json_length(value: bytes) -> int:
     """Raises: MalformedMessage if the header is not a length."""
     if not value.isdigit() or len(value) > 15:
         raise MalformedMessage(
-            f"header Inference-Header-Content-Length is {_shown(value)}; want the bytes of JSON before the tensors"
+            f"header Inference-Header-Content-Length is {_shown(value)}; want the bytes of JSON before the"
+            f" tensors"
         )
     return int(value)
 

@@ -184,7 +184,8 @@ class V2:
     def _codec(self, version: Version) -> Codec:
         if version.capabilities.streaming:
             raise Unsupported(
-                f"model '{version.model}' version {version.number} answers in a stream, which V2 infer cannot carry"
+                f"model '{version.model}' version {version.number} answers in a stream, which V2 infer"
+                f" cannot carry"
             )
         codec = Codec(version.model, version.number, version.signature)
         if len(self._codecs) >= _MOST_CACHED:
@@ -244,7 +245,8 @@ class V2:
             raise MalformedMessage("'parameters' is no object; leave it out")
         if ask.action is Action.LOAD and parameters:
             raise Unsupported(
-                f"parameters {sorted(parameters)[:8]} of load: a model and its settings come from the registry"
+                f"parameters {sorted(parameters)[:8]} of load: a model and its settings come from the"
+                f" registry"
             )
         action: Literal["load", "unload"] = "load" if ask.action is Action.LOAD else "unload"
         task = asyncio.ensure_future(_repository(exchange, self._infer.repository(action, ask.model)))
@@ -264,7 +266,7 @@ class _Call:
         self._trace = trace
 
     def part(self, response: Response) -> None:
-        """Versions that stream are refused before they start; one that streams all the same broke its word."""
+        """Versions that stream are refused before they start: this one broke its word."""
         self.fail(
             ModelFailed(f"model '{response.model}' answered in parts, against its capabilities"),
             response.request_id,
