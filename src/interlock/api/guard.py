@@ -7,15 +7,15 @@ required, which no such page has. Bodies are bounded here as well.
 
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from interlock.api.problems import problem
-from interlock.core.errors import ConfigError, Forbidden, InterlockError, MalformedMessage, RequestTooLarge
+from interlock.core.errors import Forbidden, InterlockError, MalformedMessage, RequestTooLarge
 from interlock.core.settings import NodeConfig
+from interlock.operations.access import check_access, is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -40,35 +40,10 @@ class Rules(msgspec.Struct, frozen=True):
 def rules(config: NodeConfig) -> Rules:
     """What a node's settings ask of every request.
 
-    Raises: ConfigError when the admin API would listen beyond loopback without a token.
+    Raises: ConfigError, as `check_access`.
     """
-    loopback = is_loopback(config.admin_host)
-    if not loopback and not config.token:
-        raise ConfigError(
-            f"the admin API on {config.admin_host!r} could be reached from other machines: it needs a token "
-            "(interlock up --token-file FILE), or --admin-host 127.0.0.1"
-        )
-    if config.token is not None and (len(config.token) < 16 or not config.token.isascii()):
-        raise ConfigError(
-            f"the token has {len(config.token)} characters: want at least 16 of ASCII, such as "
-            "the output of: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-        )
-    return Rules(config.token, loopback)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address (without port) can only be this machine.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("[::1]"), is_loopback("0.0.0.0"), is_loopback("localhost.evil")
-    (True, True, False, False)
-    """
-    bare = host.removeprefix("[").removesuffix("]")
-    if bare.lower() == "localhost":
-        return True
-    try:
-        return ip_address(bare).is_loopback
-    except ValueError:
-        return False
+    check_access(config.admin_host, config.token)
+    return Rules(config.token, is_loopback(config.admin_host))
 
 
 def judge(

@@ -1,0 +1,168 @@
+"""Decides where a command's question goes: to the admin API of a node, or to the home folder itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from interlock.cli.http import call, error_of
+from interlock.core.errors import InterlockError
+from interlock.operations.discovery import find_node, read_token
+from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
+from interlock.registry.rows import Event, ReleaseRow
+
+if TYPE_CHECKING:
+    from interlock.operations.context import Context
+
+T = TypeVar("T")
+
+
+class Control(Protocol):
+    """What commands ask and tell. `running`: whether a node carries out what is asked."""
+
+    running: bool
+
+    def status(self) -> Status: ...
+    def models(self) -> list[ModelSummary]: ...
+    def versions(self, name: str) -> list[VersionSummary]: ...
+    def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]: ...
+    def quarantine(self) -> list[Quarantine]: ...
+    def release(self, name: str, selector: str | None) -> ReleaseRow: ...
+    def rollback(self, name: str) -> ReleaseRow: ...
+    def read_release(self, release_id: int) -> ReleaseRow: ...
+
+
+@contextmanager
+def open_control(home: Path, url: str | None) -> Iterator[Control]:
+    """The node at `url`; else the one that is alive in `home`; else the home folder itself.
+
+    Raises: NodeUnreachable, LedgerError, ConfigError.
+    """
+    if url is not None:
+        yield AdminControl(url, os.environ.get("INTERLOCK_TOKEN") or None)
+        return
+    node = find_node(home)
+    if node is not None:
+        yield AdminControl(node.admin_url, read_token(home))
+        return
+    from interlock.operations.context import open_context
+
+    context = open_context(home)
+    try:
+        yield HomeControl(context)
+    finally:
+        context.close()
+
+
+def names_for_completion(home: Path, url: str | None) -> list[str]:
+    """The models of a running node, for a shell; nothing where that would take long or go wrong."""
+    try:
+        node = None if url else find_node(home)
+        if not url and node is None:
+            return []
+        with open_control(home, url) as control:
+            return [model.name for model in control.status().models]
+    except (InterlockError, OSError):
+        return []
+
+
+class AdminControl:
+    """Through the admin API of a node."""
+
+    running = True
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url = url
+        self._token = token
+
+    def status(self) -> Status:
+        return self._ask("GET", "/api/status", Status)
+
+    def models(self) -> list[ModelSummary]:
+        return self._ask("GET", "/api/models", list[ModelSummary])
+
+    def versions(self, name: str) -> list[VersionSummary]:
+        return self._ask("GET", f"/api/models/{quote(name, safe='')}/versions", list[VersionSummary])
+
+    def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
+        asked = {"model": model, "after": after_seq, "limit": limit}
+        query = urlencode({key: value for key, value in asked.items() if value is not None})
+        return self._ask("GET", f"/api/events?{query}", list[Event])
+
+    def quarantine(self) -> list[Quarantine]:
+        return self._ask("GET", "/api/quarantine", list[Quarantine])
+
+    def release(self, name: str, selector: str | None) -> ReleaseRow:
+        wanted: dict[str, str] = {}
+        if selector is not None:
+            wanted = {"alias": selector[1:]} if selector.startswith("@") else {"version": selector}
+        return self._ask("POST", f"/api/models/{quote(name, safe='')}/release", ReleaseRow, wanted)
+
+    def rollback(self, name: str) -> ReleaseRow:
+        return self._ask("POST", f"/api/models/{quote(name, safe='')}/rollback", ReleaseRow)
+
+    def read_release(self, release_id: int) -> ReleaseRow:
+        return self._ask("GET", f"/api/releases/{release_id}", ReleaseRow)
+
+    def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        sent = None if body is None else msgspec.json.encode(body)
+        answer = call(self.url, method, path, sent, self._token)
+        if answer.status not in (200, 202):
+            raise error_of(self.url, answer)
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except msgspec.DecodeError as error:
+            raise InterlockError(
+                f"{self.url}{path} answered what this Interlock cannot read: {error}"
+            ) from None
+
+
+class HomeControl:
+    """In this process, on a home folder in which no node runs."""
+
+    running = False
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def status(self) -> Status:
+        from interlock.operations import status
+
+        return status.status(self._context, None)
+
+    def models(self) -> list[ModelSummary]:
+        from interlock.operations import status
+
+        return status.models(self._context, None)
+
+    def versions(self, name: str) -> list[VersionSummary]:
+        from interlock.operations import status
+
+        return status.versions(self._context, name, None)
+
+    def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
+        from interlock.operations import status
+
+        return status.events(self._context, model, after_seq, limit)
+
+    def quarantine(self) -> list[Quarantine]:
+        return []
+
+    def release(self, name: str, selector: str | None) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.release_now(self._context, name, selector)
+
+    def rollback(self, name: str) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.rollback(self._context, name)
+
+    def read_release(self, release_id: int) -> ReleaseRow:
+        return self._context.ledger.release(release_id)

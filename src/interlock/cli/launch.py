@@ -1,0 +1,243 @@
+"""Starts a node as a process of its own and waits until it is ready; stops the one that runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+import msgspec
+
+from interlock.cli import show
+from interlock.cli.http import call
+from interlock.cli.main import Failure
+from interlock.core.errors import ConfigError, NodeUnreachable
+from interlock.core.settings import NodeConfig, run_folder
+from interlock.operations.access import check_access
+from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
+
+POLL_S = 0.05
+LOG_LINES = 15
+"""How many lines of a log a failed start shows."""
+
+
+def launch(
+    config: NodeConfig, token_file: Path | None, *, detach: bool, timeout_s: float, as_json: bool
+) -> int:
+    """Start a node; returns the exit code of the command. In the foreground it returns when the node ends.
+
+    Raises: ConfigError; Failure when a node runs already, or the new one ends before it is ready.
+    """
+    token = _token(token_file)
+    check_access(config.admin_host, token)
+    running = find_node(config.home)
+    if running is not None:
+        raise Failure(
+            f"a node runs in {config.home} already (pid {running.pid}): {running.http_url}",
+            "stop it with: interlock down, or choose another --home",
+        )
+    config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _put_token(config.home, token)
+    log = config.home / "logs" / "node.log"
+    child = _spawn(config, log if detach else None)
+    if detach:
+        node = _wait_ready(child, config, timeout_s, log)
+        _announce(config, node, log.parent, as_json)
+        return 0
+    return _follow(child, config, timeout_s, as_json)
+
+
+def stop(home: Path, timeout_s: float, force: bool) -> None:
+    """Stop the node of a home folder and wait until it has left.
+
+    Raises: NodeUnreachable if none runs; Failure if it has not left in time.
+    """
+    node = find_node(home)
+    if node is None:
+        raise NodeUnreachable(f"no node runs in {home}")
+    _check_is_node(node, home)
+    os.kill(node.pid, signal.SIGTERM)
+    if _left(home, timeout_s):
+        show.say(f"the node (pid {node.pid}) has stopped")
+        return
+    if not force:
+        raise Failure(
+            f"the node (pid {node.pid}) has not left after {timeout_s:g} s",
+            "wait longer with --timeout, or kill it with --force",
+        )
+    os.kill(node.pid, signal.SIGKILL)
+    if not _left(home, 10.0):
+        raise Failure(f"the node (pid {node.pid}) is still there after SIGKILL")
+    show.say(f"the node (pid {node.pid}) was killed")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: its affinity, cut by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores  # no control groups of version 2 here
+    return cores
+
+
+def _token(token_file: Path | None) -> str | None:
+    if token_file is not None:
+        token = token_file.read_text().strip()
+        if not token:
+            raise ConfigError(f"the token file {token_file} is empty")
+        return token
+    return os.environ.get("INTERLOCK_TOKEN") or None
+
+
+def _put_token(home: Path, token: str | None) -> None:
+    """Leave the token where only this user reads it: a command line can be read by every user."""
+    folder = run_folder(home)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "token"
+    path.unlink(missing_ok=True)
+    if token is not None:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w") as opened:
+            opened.write(token)
+
+
+def _spawn(config: NodeConfig, log: Path | None) -> subprocess.Popen[bytes]:
+    """The supervisor in a session of its own: Ctrl-C reaches it once, through us, and not its workers too."""
+    # -P: the folder in which one happens to be must not lend modules to a service.
+    command = [sys.executable, "-P", "-m", "interlock.app.node", msgspec.json.encode(config).decode()]
+    environment = {key: value for key, value in os.environ.items() if key != "INTERLOCK_TOKEN"}
+    if log is None:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True, env=environment
+        )
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=environment,
+        )
+
+
+def _wait_ready(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float, log: Path) -> NodeFile:
+    until_s = time.monotonic() + timeout_s
+    show.say("starting the node …")
+    reason = "its ports are not open yet"
+    while time.monotonic() < until_s:
+        if child.poll() is not None:
+            raise Failure(f"the node ended with code {child.returncode}; {log} ends with:\n{_tail(log)}")
+        node, reason = _look(child, config.home)
+        if node is not None and not reason:
+            return node
+        time.sleep(POLL_S)
+    raise Failure(
+        f"the node (pid {child.pid}) is not ready after {timeout_s:g} s: {reason}; it goes on",
+        f"look into {log.parent}, wait with: interlock status, or stop it with: interlock down",
+    )
+
+
+def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float, as_json: bool) -> int:
+    def forward(number: int, frame: FrameType | None) -> None:
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    show.say("starting the node …")
+    late_s = time.monotonic() + timeout_s
+    announced = False
+    told_late = False
+    while not announced and child.poll() is None:
+        node, reason = _look(child, config.home)
+        if node is not None and not reason:
+            _announce(config, node, config.home / "logs", as_json)
+            announced = True
+        elif not told_late and time.monotonic() > late_s:
+            show.say(
+                f"the node is not ready after {timeout_s:g} s: {reason}; it goes on (stop it with Ctrl-C)"
+            )
+            told_late = True
+        else:
+            time.sleep(POLL_S)
+    code = child.wait()
+    if code == 0:
+        return 0
+    show.say(f"interlock: the node ended with code {code}; its logs are in {config.home / 'logs'}")
+    return 1
+
+
+def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, str]:
+    """The child's node file and why it is not ready; ("" when it is)."""
+    try:
+        node = read_node_file(home)
+    except NodeUnreachable as error:
+        return None, error.message
+    if node is None or node.pid != child.pid:
+        return None, "its ports are not open yet"
+    try:
+        answer = call(node.admin_url, "GET", "/health/ready", token=read_token(home), timeout_s=5.0)
+    except NodeUnreachable as error:
+        return node, error.message
+    if answer.status == 200:
+        return node, ""
+    try:
+        return node, str(msgspec.json.decode(answer.body)["error"]["message"])
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return node, f"its admin API answered {answer.status}"
+
+
+def _announce(config: NodeConfig, node: NodeFile, logs: Path, as_json: bool) -> None:
+    if as_json:
+        show.as_json(
+            {
+                "pid": node.pid,
+                "http_url": node.http_url,
+                "admin_url": node.admin_url,
+                "home": str(config.home),
+                "logs": str(logs),
+            }
+        )
+        return
+    click.echo(f"interlock is up (pid {node.pid}, workers: {config.workers})")
+    click.echo(f"  inference (V2)   {node.http_url}")
+    click.echo(f"  admin, metrics   {node.admin_url}")
+    click.echo(f"  home             {config.home}")
+    click.echo(f"  logs             {logs}")
+    click.echo("  stop it with     interlock down")
+    sys.stdout.flush()
+
+
+def _check_is_node(node: NodeFile, home: Path) -> None:
+    """Nothing, unless the process under that number is visibly something else than a node."""
+    try:
+        words = Path(f"/proc/{node.pid}/cmdline").read_bytes()
+    except OSError:
+        return  # no /proc on this system, or it has just left
+    if b"interlock" not in words:
+        raise Failure(
+            f"{run_folder(home) / 'node.json'} names pid {node.pid}, which is not a node of Interlock",
+            "try again in a moment: a node may just be starting",
+        )
+
+
+def _left(home: Path, timeout_s: float) -> bool:
+    until_s = time.monotonic() + timeout_s
+    while is_locked(home):
+        if time.monotonic() >= until_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join(f"  {line}" for line in lines) or "  (nothing)"

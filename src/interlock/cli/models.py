@@ -1,0 +1,129 @@
+"""The commands that list: models, versions, events."""
+
+import time
+from pathlib import Path
+
+import click
+
+from interlock.cli import show
+from interlock.cli.options import json_option, model_argument, node_options
+
+FOLLOW_POLL_S = 0.3
+"""How often `events --follow` asks for more."""
+
+
+@click.command(epilog="Example: interlock models --json | jq -r .[].name")
+@node_options
+@json_option
+def models(home: Path, url: str | None, as_json: bool) -> None:
+    """List the models that the registry or the node knows."""
+    from interlock.cli.control import open_control
+
+    with open_control(home, url) as control:
+        found = control.models()
+    if as_json:
+        show.as_json(found)
+    elif not found:
+        show.say("no models yet; register one with: interlock register NAME ARTIFACT")
+    else:
+        show.table(
+            ["model", "live", "newest", "versions", "last release"],
+            [
+                (
+                    model.name,
+                    model.live,
+                    model.newest,
+                    model.versions,
+                    ""
+                    if model.release is None
+                    else f"{model.release.id}: {model.release.number} {model.release.state}",
+                )
+                for model in found
+            ],
+        )
+
+
+@click.command(epilog="Example: interlock versions iris")
+@model_argument
+@node_options
+@json_option
+def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
+    """List the versions of a model, newest first."""
+    from interlock.cli.control import open_control
+
+    with open_control(home, url) as control:
+        found = control.versions(name)
+    if as_json:
+        show.as_json(found)
+        return
+    show.table(
+        ["version", "live", "state", "aliases", "runtime", "placement", "registered", "digest"],
+        [
+            (
+                version.number,
+                "live" if version.live else "",
+                f"{version.state}: {version.reason}" if version.reason else version.state,
+                ", ".join(version.aliases),
+                version.runtime,
+                version.placement,
+                show.ago(version.created_s),
+                version.digest[:19],
+            )
+            for version in found
+        ],
+    )
+
+
+@click.command(epilog="Examples: interlock events iris  |  interlock events --follow --json")
+@click.argument("name", required=False)
+@node_options
+@click.option("-f", "--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
+@click.option("--after", "after_seq", type=click.IntRange(min=0), help="Only later than this number.")
+@click.option("-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="The most.")
+@json_option
+def events(
+    name: str | None,
+    home: Path,
+    url: str | None,
+    follow: bool,
+    after_seq: int | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Show what happened, oldest first: the newest events, or those after a number.
+
+    With --follow and --json, each event is one line of JSON.
+    """
+    from interlock.cli.control import open_control
+
+    with open_control(home, url) as control:
+        found = control.events(name, after_seq, limit)
+        if as_json and not follow:
+            show.as_json(found)
+            return
+        if not found and not follow:
+            show.say("nothing has happened yet")
+        seen = after_seq or 0
+        while True:
+            for event in found:
+                seen = event.seq
+                if as_json:
+                    show.as_json_line(event)
+                else:
+                    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_s))
+                    body = ", ".join(f"{key}={_short(value)}" for key, value in event.body.items() if value)
+                    click.echo(
+                        show.printable(
+                            f"{event.seq:>6}  {stamp}  {event.model or '-':<16}  {event.kind}  {body}"
+                        )
+                    )
+            if not follow:
+                return
+            if len(found) < limit:
+                time.sleep(FOLLOW_POLL_S)
+            found = control.events(name, seen, limit)
+
+
+def _short(value: object) -> str:
+    words = str(value)
+    return words if len(words) <= 120 else words[:119] + "…"

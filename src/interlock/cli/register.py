@@ -1,0 +1,46 @@
+"""The command that makes a model file a version: register. It always works where the file is."""
+
+from pathlib import Path
+
+import click
+
+from interlock.cli import show
+from interlock.cli.options import home_option, json_option
+
+
+@click.command(
+    epilog="Examples: interlock register iris model.onnx  |  "
+    "interlock register churn model.pkl --trust --data train.csv --target churned"
+)
+@click.argument("name")
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.option("--data", help="Reference data, a CSV or Parquet file: for the checks, and to convert by.")
+@click.option("--target", metavar="COL", help="The column of the data that is the answer, not an input.")
+@click.option("--trust", is_flag=True, help="Load it although loading runs code that it holds (pickle).")
+@home_option
+@json_option
+def register(
+    name: str, artifact: Path, data: str | None, target: str | None, trust: bool, home: Path, as_json: bool
+) -> None:
+    """Make a model file the next version of NAME: checked, measured and kept. It is not live yet.
+
+    Scikit-learn models are converted to ONNX where that is as exact and faster.
+    """
+    from interlock.operations.context import open_context
+    from interlock.operations.register import register as operation
+
+    if target is not None and data is None:
+        raise click.UsageError("--target names a column of --data, and there is no --data")
+    context = open_context(home)
+    try:
+        done = operation(context, name, artifact, data=data, target=target, trust=trust, progress=show.say)
+    finally:
+        context.close()
+    if as_json:
+        show.as_json(done)
+        return
+    version = done.version
+    click.echo(
+        f"registered {version.model} version {version.number} ({version.runtime}, {version.placement})"
+    )
+    click.echo(f"  release it with: interlock release {version.model} --now")
