@@ -1,17 +1,43 @@
 """Owns the face to the model registry: MLflow's own client and store, imported only when first asked.
 
-Nothing global is set: every call goes through a client that was given its URIs.
+Nothing global is set: every call goes through a client that was given its URIs, and models are never loaded
+through MLflow.
 """
 
 import logging
 import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from interlock.core.errors import InterlockError, ModelNotFound, RegistryError, VersionNotFound
+from interlock.core.model import Signature
+from interlock.registry import mlmodel
+
+EXPERIMENT = "interlock"
+
+
+class RegisteredVersion(msgspec.Struct, frozen=True):
+    """A model version as MLflow has it. `created_s` is Unix time; `source` where its files lie."""
+
+    model: str
+    number: str
+    source: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    created_s: float
+
 
 class Registry:
-    """MLflow behind one small face. `tracking_uri` None: a SQLite store and artifacts in the home folder."""
+    """MLflow behind one small face. `tracking_uri` None: a SQLite store and artifacts in the home folder.
+
+    Raises, in every method: RegistryError when the store refuses or cannot be reached.
+    """
 
     def __init__(self, home: Path, tracking_uri: str | None = None) -> None:
         self.home = home
@@ -21,10 +47,284 @@ class Registry:
     @cached_property
     def client(self) -> Any:
         """MLflow's client; importing it takes seconds."""
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "False")
-        from mlflow import MlflowClient
+        with self._translated():
+            with _quiet():
+                from mlflow import MlflowClient
+            with _quiet():  # anew: the import has set MLflow's own log level
+                client = MlflowClient(self.tracking_uri, self.tracking_uri)
+                client.search_registered_models(max_results=1)  # makes a new store's tables, and says so
+            return client
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        return MlflowClient(self.tracking_uri, self.tracking_uri)
+    # Reading
+
+    def resolve(self, model: str, selector: str | None = None) -> RegisteredVersion:
+        """A version by number, by "@alias", or the newest.
+
+        Raises: ModelNotFound, VersionNotFound.
+        """
+        with self._translated(model=model, selector=selector):
+            if selector is None:
+                found = self._newest(model)
+                if found is None:
+                    self.client.get_registered_model(model)  # raises for an unknown model
+                    raise VersionNotFound(f"model {model!r} has no versions in {self._where}")
+                return found
+            if selector.startswith("@"):
+                return self._record(self.client.get_model_version_by_alias(model, selector[1:]))
+            if not re.fullmatch(r"[0-9]{1,18}", selector):
+                raise VersionNotFound(f"version {selector!r} of {model!r}: want a number or an @alias")
+            return self._record(self.client.get_model_version(model, selector))
+
+    def models(self) -> list[str]:
+        """The names of all registered models, sorted."""
+        with self._translated():
+            return sorted(entry.name for entry in _pages(self.client.search_registered_models))
+
+    def versions(self, model: str) -> list[RegisteredVersion]:
+        """All versions of a model, oldest first.
+
+        Raises: ModelNotFound.
+        """
+        with self._translated(model=model):
+            self.client.get_registered_model(model)
+            entries = _pages(self.client.search_model_versions, filter_string=f"name={_quoted(model)}")
+            # The search leaves aliases out in some stores; the single look-up never does.
+            found = [self._record(self.client.get_model_version(model, entry.version)) for entry in entries]
+        return sorted(found, key=lambda version: int(version.number))
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Alias to number.
+
+        Raises: ModelNotFound.
+        """
+        with self._translated(model=model):
+            aliases = self.client.get_registered_model(model).aliases
+            return {str(alias): str(number) for alias, number in aliases.items()}
+
+    def download(self, model: str, number: str, folder: Path) -> None:
+        """Copy a version's files, its MLmodel included, into an existing folder.
+
+        Raises: VersionNotFound.
+        """
+        with self._translated(model=model, selector=number), _quiet():
+            from mlflow.artifacts import download_artifacts
+
+            uri = self.client.get_model_version_download_uri(model, number)
+            path = Path(
+                download_artifacts(
+                    artifact_uri=uri,
+                    dst_path=str(folder),
+                    tracking_uri=self.tracking_uri,
+                    registry_uri=self.tracking_uri,
+                )
+            )
+            if path.resolve() != folder.resolve():
+                # A source that is itself a folder of files arrives under its own name.
+                for item in path.iterdir():
+                    item.rename(folder / item.name)
+                path.rmdir()
+
+    # Writing
+
+    def log_version(
+        self,
+        model: str,
+        files: Path,
+        runtime: str,
+        entry: str,
+        signature: Signature,
+        *,
+        options: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> str:
+        """Log an artifact folder as a new version of a model; returns its number.
+
+        A plain MLflow client can read it: an MLmodel file with flavor, signature and requirements lies
+        beside the files, a run holds `metrics`. On failure nothing is left that the registry lists.
+        """
+        undo: list[Callable[[], object]] = []
+        with self._translated(model=model), _quiet():
+            try:
+                run = self.client.create_run(self._experiment(), run_name=model)
+                undo.append(lambda: self.client.delete_run(run.info.run_id))
+                for key, value in metrics.items():
+                    self.client.log_metric(run.info.run_id, key, value)
+                # The SQL store looks a logged model without a run up through the process-wide tracking URI;
+                # with a run it does not, and nothing global needs setting.
+                logged = self.client.create_logged_model(
+                    run.info.experiment_id, name=_logged_name(model), source_run_id=run.info.run_id
+                )
+                undo.append(lambda: self.client.delete_logged_model(logged.model_id))
+                with mlmodel.packed(
+                    files, runtime, entry, signature, options, logged.model_id, run.info.run_id
+                ) as folder:
+                    self.client.log_model_artifacts(logged.model_id, str(folder))
+                self.client.finalize_logged_model(logged.model_id, "READY")
+                if self._ensure_model(model):
+                    undo.append(lambda: self.client.delete_registered_model(model))
+                version = self.client.create_model_version(
+                    model,
+                    source=logged.artifact_location,
+                    run_id=run.info.run_id,
+                    model_id=logged.model_id,
+                    tags=dict(tags),
+                )
+                self.client.set_terminated(run.info.run_id)
+                return str(version.version)
+            except BaseException:
+                _undo(undo)
+                raise
+
+    def remove(self, model: str, number: str, *, model_too: bool = False) -> None:
+        """Take a version back that could not be completed; `model_too` if it was the model's first."""
+        with self._translated(model=model, selector=number):
+            version = self.client.get_model_version(model, number)
+            self.client.delete_model_version(model, number)
+            if model_too:
+                self.client.delete_registered_model(model)
+            if version.model_id:
+                self.client.delete_logged_model(version.model_id)
+            if version.run_id:
+                self.client.delete_run(version.run_id)
+
+    def set_alias(self, model: str, alias: str, number: str) -> None:
+        """Let an alias name a version. Raises: ModelNotFound, VersionNotFound."""
+        with self._translated(model=model, selector=number):
+            self.client.set_registered_model_alias(model, alias, number)
+
+    def set_tag(self, model: str, number: str, key: str, value: str) -> None:
+        """Set a tag of a version. Raises: VersionNotFound."""
+        with self._translated(model=model, selector=number):
+            self.client.set_model_version_tag(model, number, key, value)
+
+    # Helpers
+
+    @property
+    def _where(self) -> str:
+        return re.sub(r"//[^@/]*@", "//", self.tracking_uri)  # a password in the URI is nobody's business
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        location = f"file://{self.home.absolute() / 'mlartifacts'}" if self._keeps_artifacts else None
+        try:
+            return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
+        except Exception:
+            found = self.client.get_experiment_by_name(EXPERIMENT)  # another process was faster
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    @property
+    def _keeps_artifacts(self) -> bool:
+        """A server says where artifacts go; a bare SQL store would put them in the current folder."""
+        return not self.tracking_uri.startswith(("http://", "https://"))
+
+    def _ensure_model(self, model: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                return False
+            raise
+        return True
+
+    def _newest(self, model: str) -> RegisteredVersion | None:
+        entries = list(_pages(self.client.search_model_versions, filter_string=f"name={_quoted(model)}"))
+        if not entries:
+            return None
+        newest = max(entries, key=lambda entry: int(entry.version))
+        return self._record(self.client.get_model_version(model, newest.version))
+
+    def _record(self, entry: Any) -> RegisteredVersion:
+        return RegisteredVersion(
+            model=str(entry.name),
+            number=str(entry.version),
+            source=str(entry.source),
+            aliases=tuple(sorted(entry.aliases or ())),
+            tags={str(key): str(value) for key, value in (entry.tags or {}).items()},
+            created_s=entry.creation_timestamp / 1e3,
+        )
+
+    @contextmanager
+    def _translated(self, model: str | None = None, selector: str | None = None) -> Iterator[None]:
+        try:
+            yield
+        except InterlockError:
+            raise
+        except Exception as error:  # MLflow, SQLAlchemy, requests and cloud stores share no root
+            code = getattr(error, "error_code", "")
+            missing = code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") and model is not None
+            if missing and not self._has(model):
+                raise ModelNotFound(f"no model {model!r} in the registry {self._where}") from None
+            if missing and selector is not None:
+                raise VersionNotFound(
+                    f"no version {selector!r} of model {model!r} in the registry {self._where}"
+                ) from None
+            raise RegistryError(
+                f"the registry {self._where}: {type(error).__name__}: {str(error)[:500]}; "
+                "check MLFLOW_TRACKING_URI and that the store answers"
+            ) from error
+
+    def _has(self, model: str | None) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(model)
+        except MlflowException as error:
+            return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
+        return True
+
+
+def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(max_results=200, page_token=token, **arguments)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _quoted(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    if quote in name:
+        raise RegistryError(f"model name {name!r} holds both kinds of quotes: MLflow cannot search for it")
+    return f"{quote}{name}{quote}"
+
+
+def _logged_name(model: str) -> str:
+    """Logged models may not hold some characters that registered models may."""
+    return re.sub(r"[/:.%\"']", "-", model)
+
+
+def _undo(steps: list[Callable[[], object]]) -> None:
+    for step in reversed(steps):
+        try:
+            step()
+        except Exception as error:
+            logging.getLogger("interlock").warning("could not take back a step of a registration: %s", error)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No telemetry and no chatter of MLflow's, without leaving a trace in the user's process."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    before = os.environ.get("MLFLOW_DISABLE_TELEMETRY")
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if before is None:
+            os.environ.pop("MLFLOW_DISABLE_TELEMETRY", None)
+        else:
+            os.environ["MLFLOW_DISABLE_TELEMETRY"] = before

@@ -1,9 +1,9 @@
 """The Runtime protocol: how a folder of files becomes something that predicts."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from interlock.core.model import Tensors, Version
+from interlock.core.model import Signature, Tensors, Version
 
 
 class Loaded(Protocol):
@@ -33,4 +33,19 @@ class Runtime(Protocol):
         `version.signature` may be empty (no inputs) while a model is being registered: see `inspect`.
         Raises: LoadFailed, MissingExtra, UntrustedArtifact.
         """
+        ...
+
+
+class Inspector(Protocol):
+    """What a runtime knows of an artifact before there is a Version record; every Runtime is one."""
+
+    def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
+        """The signature as the framework tells it, helped by a few rows of reference data.
+
+        Raises: LoadFailed, MissingExtra, UntrustedArtifact.
+        """
+        ...
+
+    def declared(self, folder: Path, version: Version) -> dict[str, Any]:
+        """The Capabilities that are promised, by field name; the check holds the model to them."""
         ...

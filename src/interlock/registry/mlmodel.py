@@ -1,0 +1,209 @@
+"""Decides how a version's files look to MLflow: writes the MLmodel folder of a new one, reads any other's.
+
+Written: flavor `onnx`, `sklearn` or none for plain Python, with MLflow's own writers' layout, and beside it
+the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's `onnx`/`sklearn`.
+"""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.core.errors import InterlockError, UnknownFormat
+from interlock.core.model import DATATYPES, Signature, TensorSpec
+
+METADATA_FILES = frozenset(
+    {
+        "MLmodel",
+        "conda.yaml",
+        "python_env.yaml",
+        "requirements.txt",
+        "input_example.json",
+        "serving_input_example.json",
+        "registered_model_meta",
+        "metadata",
+    }
+)
+"""What MLflow lays beside a model's own files; only the latter go into the artifact cache."""
+
+_REQUIREMENTS = {
+    "onnx": ("onnx", "onnxruntime"),
+    "sklearn": ("scikit-learn", "skops"),
+    "python": (),
+}
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What an MLmodel file says: which runtime loads which file, and what it declares of its columns.
+
+    `input_datatype` is "FP64" for columns of doubles, None
+    if they are mixed or unsaid. `ours`: the flavor `interlock` was found.
+    """
+
+    runtime: str
+    entry: str
+    options: dict[str, Any]
+    input_datatype: str | None
+    ours: bool
+
+
+@contextmanager
+def packed(
+    files: Path,
+    runtime: str,
+    entry: str,
+    signature: Signature,
+    options: Mapping[str, Any],
+    model_id: str,
+    run_id: str,
+) -> Iterator[Path]:
+    """A temporary folder with `files` and what MLflow wants beside them."""
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory(prefix="interlock-log-") as name:
+        folder = Path(name) / "model"
+        shutil.copytree(files, folder)
+        for path in folder.rglob("*"):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        described = Model(run_id=run_id, model_id=model_id, signature=_to_mlflow(signature))
+        python = platform.python_version()
+        environment = {"conda": "conda.yaml", "virtualenv": "python_env.yaml"}
+        if runtime == "onnx":
+            described.add_flavor(
+                "onnx",
+                onnx_version=_version_of("onnx"),
+                data=entry,
+                providers=["CPUExecutionProvider"],
+                onnx_session_options=None,
+                code=None,
+            )
+            described.add_flavor(
+                "python_function",
+                loader_module="mlflow.onnx",
+                data=entry,
+                env=environment,
+                python_version=python,
+            )
+        elif runtime == "sklearn":
+            described.add_flavor(
+                "sklearn",
+                pickled_model=entry,
+                serialization_format="skops",
+                sklearn_version=_version_of("scikit-learn"),
+                skops_trusted_types=list(options.get("all_types", ())),
+                code=None,
+            )
+            described.add_flavor(
+                "python_function",
+                loader_module="mlflow.sklearn",
+                model_path=entry,
+                predict_fn="predict",
+                env=environment,
+                python_version=python,
+            )
+        described.add_flavor("interlock", runtime=runtime, entry=entry, options=json.dumps(dict(options)))
+        described.save(str(folder / "MLmodel"))
+        _write_environment(folder, _REQUIREMENTS[runtime])
+        yield folder
+
+
+def read(folder: Path) -> Source:
+    """What to load from a downloaded MLflow folder.
+
+    Raises: UnknownFormat for a flavor that no runtime reads, or a file that is no MLmodel.
+    """
+    from mlflow.models import Model
+
+    try:
+        described = Model.load(str(folder))
+        flavors = described.flavors or {}
+        datatype = _declared_datatype(described.signature)
+        if "interlock" in flavors:
+            ours = flavors["interlock"]
+            options = json.loads(ours["options"])
+            return Source(str(ours["runtime"]), _inside(folder, str(ours["entry"])), options, datatype, True)
+        if "onnx" in flavors:
+            return Source("onnx", _inside(folder, str(flavors["onnx"]["data"])), {}, datatype, False)
+        if "sklearn" in flavors:
+            flavor = flavors["sklearn"]
+            return Source("sklearn", _inside(folder, str(flavor["pickled_model"])), {}, datatype, False)
+    except InterlockError:
+        raise
+    except Exception as error:  # whatever a malformed file makes MLflow or YAML raise
+        raise UnknownFormat(
+            f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    raise UnknownFormat(
+        f"the model has the flavors {sorted(flavors)}: want onnx or sklearn, "
+        "or convert it to ONNX and register that"
+    )
+
+
+def strip(folder: Path) -> None:
+    """Remove what MLflow laid beside the model's own files, so that equal models have equal digests."""
+    for name in METADATA_FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _inside(folder: Path, entry: str) -> str:
+    path = folder / entry.partition(":")[0]
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UnknownFormat(f"MLmodel names {entry!r}, which is outside of its own folder")
+    return entry
+
+
+def _declared_datatype(signature: Any) -> str | None:
+    """FP32 or FP64 if all declared inputs are that, else None."""
+    if signature is None or signature.inputs is None:
+        return None
+    names = {"float32": "FP32", "float": "FP32", "float64": "FP64", "double": "FP64"}
+    kinds = {
+        names.get(str(column.get("tensor-spec", {}).get("dtype") or column.get("type")))
+        for column in signature.inputs.to_dict()
+    }
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _to_mlflow(signature: Signature) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema
+    from mlflow.types import TensorSpec as MlflowSpec
+
+    def schema(specs: tuple[TensorSpec, ...]) -> Any:
+        return Schema([MlflowSpec(DATATYPES[spec.datatype], spec.shape, spec.name) for spec in specs])
+
+    return ModelSignature(schema(signature.inputs), schema(signature.outputs))
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write_environment(folder: Path, packages: tuple[str, ...]) -> None:
+    python = platform.python_version()
+    pinned = ["mlflow"]
+    for package in packages:
+        installed = _version_of(package)
+        pinned.append(f"{package}=={installed}" if installed else package)
+    (folder / "requirements.txt").write_text("\n".join(pinned) + "\n")
+    (folder / "python_env.yaml").write_text(
+        f"python: {python}\nbuild_dependencies:\n- pip\ndependencies:\n- -r requirements.txt\n"
+    )
+    (folder / "conda.yaml").write_text(
+        f"name: mlflow-env\nchannels:\n- conda-forge\ndependencies:\n- python={python}\n- pip\n- pip:\n"
+        + "".join(f"  - {line}\n" for line in pinned)
+    )

@@ -1,0 +1,33 @@
+"""Decides which file of this folder a runtime's name means; each is imported when first asked for."""
+
+import importlib
+
+from interlock.core.errors import UnknownFormat
+from interlock.runtime.protocol import Inspector, Runtime
+
+RUNTIMES = {
+    "onnx": "interlock.runtime.onnx",
+    "sklearn": "interlock.runtime.sklearn",
+    "python": "interlock.runtime.python",
+}
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of a `Version.runtime`.
+
+    Raises: UnknownFormat for a name that no file has.
+    >>> runtime_of("python").name
+    'python'
+    """
+    try:
+        module = RUNTIMES[name]
+    except KeyError:
+        raise UnknownFormat(f"runtime {name!r}: want one of {sorted(RUNTIMES)}") from None
+    runtime: Runtime = importlib.import_module(module).runtime
+    return runtime
+
+
+def inspector_of(name: str) -> Inspector:
+    """The same object, for what is asked of it at registration. Raises: UnknownFormat."""
+    inspector: Inspector = runtime_of(name)  # type: ignore[assignment]  # every file of RUNTIMES is both
+    return inspector

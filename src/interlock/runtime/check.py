@@ -1,0 +1,315 @@
+"""Decides whether a loaded model keeps the contract of a runtime, what it can do, and where it should run.
+
+The suite runs the model's own code: call it in a process that may die (`check_process`).
+"""
+
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.core.errors import InterlockError
+from interlock.core.model import (
+    DATATYPES,
+    Capabilities,
+    Placement,
+    Profile,
+    Signature,
+    Tensors,
+    TensorSpec,
+    Version,
+)
+from interlock.runtime import examples
+from interlock.runtime.catalog import inspector_of, runtime_of
+from interlock.runtime.protocol import Loaded
+
+MEASURED_ROWS = (1, 8, 32, 128)
+INLINE_LIMIT_S = 300e-6
+"""A batch of 32 that takes longer holds the worker's loop for too long."""
+EXECUTOR_BYTES = 20_000_000
+"""Above this, a session's destruction stalls its process and keeps its memory: a process of its own then."""
+
+TOLERANCES = {"FP16": 1e-2, "BF16": 5e-2}
+"""Per output datatype, relative above 1; 1e-5 for all others."""
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """One named check: whether it held, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+class CheckReport(msgspec.Struct, frozen=True):
+    """All results, and what a Version record takes from them. `generated`: the rows were made up."""
+
+    results: tuple[CheckResult, ...]
+    signature: Signature
+    capabilities: Capabilities
+    placement: Placement
+    profile: Profile
+    generated: bool = False
+
+    @property
+    def failures(self) -> tuple[CheckResult, ...]:
+        return tuple(result for result in self.results if not result.passed)
+
+
+def check(folder: Path, version: Version, reference: Tensors | None = None) -> CheckReport:
+    """Load a version and hold it to the contract, on `reference` rows or on generated ones.
+
+    `version.signature` may be empty: it is then found. Capabilities that the model declares must hold; the
+    others are found by measurement.
+    Raises: LoadFailed, MissingExtra, UntrustedArtifact when there is nothing to check.
+    """
+    inspector = inspector_of(version.runtime)
+    declared = inspector.declared(folder, version)
+    if not version.signature.inputs:
+        version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, reference))
+        gc.collect()
+    before, started = _resident_bytes(), time.perf_counter()
+    loaded = runtime_of(version.runtime).load(folder, version)
+    load_s = time.perf_counter() - started
+    try:
+        return _Checks(folder, version, loaded, declared, reference).run(load_s, before)
+    finally:
+        loaded.close()
+
+
+def choose_placement(runtime: str, profile: Profile) -> Placement:
+    """Where a version should run, by what was measured.
+
+    >>> choose_placement("onnx", Profile(batch_s={1: 5e-6, 32: 40e-6}, artifact_bytes=10_000)).value
+    'inline'
+    """
+    if runtime != "onnx" or profile.artifact_bytes > EXECUTOR_BYTES:
+        return Placement.EXECUTOR
+    small = [rows for rows in profile.batch_s if rows <= 32]
+    slowest_s = profile.batch_s[max(small)] if small else float("inf")
+    return Placement.INLINE if slowest_s < INLINE_LIMIT_S else Placement.THREAD
+
+
+class _Checks:
+    """One run of the suite: the order of the checks, and what each leaves for the next."""
+
+    def __init__(
+        self,
+        folder: Path,
+        version: Version,
+        loaded: Loaded,
+        declared: dict[str, Any],
+        reference: Tensors | None,
+    ) -> None:
+        self.folder, self.version, self.loaded, self.declared = folder, version, loaded, declared
+        self.signature = version.signature
+        self.generated = reference is None
+        self.results: list[CheckResult] = []
+        self.found: dict[str, Any] = {"tolerance": _tolerance(self.signature), **declared}
+        self.data = self._data(reference)
+
+    def run(self, load_s: float, before_bytes: int) -> CheckReport:
+        self.results.append(CheckResult("loads", True, f"{load_s * 1e3:.1f} ms"))
+        batch_s: dict[int, float] = {}
+        resident_bytes = 0
+        if self._try("one row", self._one_row):
+            resident_bytes = max(0, _resident_bytes() - before_bytes)
+            self._try("many rows", self._many_rows)
+            self._try("deterministic", self._deterministic)
+            self._try("batch of n equals n of one", self._batch)
+            self._try("requested outputs only", self._requested)
+            self._try("wrong shape raises", self._wrong_shape)
+            self._try("thread-safe", self._threads)
+            if all(result.passed for result in self.results):
+                batch_s = self._measure()
+        artifact_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        profile = Profile(batch_s, load_s, resident_bytes, artifact_bytes)
+        return CheckReport(
+            tuple(self.results),
+            self.signature,
+            Capabilities(**self.found),
+            choose_placement(self.version.runtime, profile),
+            profile,
+            self.generated,
+        )
+
+    def _data(self, reference: Tensors | None) -> Tensors:
+        if reference is None:
+            return examples.generate(self.signature, max(MEASURED_ROWS))
+        return examples.fit(self.signature, reference)
+
+    def _try(self, name: str, body: Callable[[], str]) -> bool:
+        try:
+            result = CheckResult(name, True, body())
+        except _Broken as broken:
+            result = CheckResult(name, False, str(broken))
+        except Exception as error:
+            words = f"{type(error).__name__}: {str(error)[:500]}"
+            hint = "; the rows were generated: give reference data with --data" if self.generated else ""
+            result = CheckResult(name, False, f"predict raised {words}{hint}")
+        self.results.append(result)
+        return result.passed
+
+    @property
+    def _batched(self) -> bool:
+        return self.signature.batch_axis == 0
+
+    def _rows(self, count: int, start: int = 0) -> Tensors:
+        return examples.take(self.data, start, count) if self._batched else self.data
+
+    def _one_row(self) -> str:
+        answer = self.loaded.predict(self._rows(1))
+        self.signature = _with_observed(self.signature, answer, 1)
+        self._hold_outputs(answer, 1)
+        return _shapes(answer)
+
+    def _many_rows(self) -> str:
+        if not self._batched:
+            return "the signature has no batch axis"
+        count = max(MEASURED_ROWS)
+        answer = self.loaded.predict(self._rows(count))
+        self._hold_outputs(answer, count)
+        return f"{count} rows: {_shapes(answer)}"
+
+    def _hold_outputs(self, answer: Tensors, rows: int) -> None:
+        names = {spec.name for spec in self.signature.outputs}
+        if answer.keys() != names:
+            raise _Broken(f"outputs {sorted(answer)}, the signature says {sorted(names)}")
+        for spec in self.signature.outputs:
+            array = answer[spec.name]
+            wanted = (rows, *spec.shape[1:]) if self._batched else spec.shape
+            if array.dtype != DATATYPES[spec.datatype]:
+                raise _Broken(f"output {spec.name!r} is {array.dtype}, the signature says {spec.datatype}")
+            if len(array.shape) != len(wanted) or any(
+                want not in (-1, got) for got, want in zip(array.shape, wanted, strict=True)
+            ):
+                raise _Broken(f"output {spec.name!r} is {list(array.shape)}, want {list(wanted)}")
+
+    def _deterministic(self) -> str:
+        rows = self._rows(8)
+        gap = examples.difference(self.loaded.predict(rows), self.loaded.predict(rows))
+        same = gap == 0.0
+        if not same and self.declared.get("deterministic"):
+            raise _Broken(f"declared deterministic, and two equal calls differ by {gap:.3g}")
+        self.found.setdefault("deterministic", same)
+        return (
+            "two equal calls agree"
+            if same
+            else f"two equal calls differ by {gap:.3g}: found not deterministic"
+        )
+
+    def _batch(self) -> str:
+        if not self._batched:
+            if self.declared.get("batchable"):
+                raise _Broken("declared batchable, and the signature has no batch axis")
+            self.found["batchable"] = False
+            return "the signature has no batch axis"
+        if not self.found["deterministic"]:
+            self.found.setdefault("batchable", False)
+            return "cannot be compared: the model is not deterministic"
+        count = 32
+        batch = self.loaded.predict(self._rows(count))
+        singles = examples.join([self.loaded.predict(self._rows(1, start)) for start in range(count)])
+        gap = examples.difference(batch, singles)
+        tolerance = float(self.found["tolerance"])
+        said = f"largest difference {gap:.3g}, tolerance {tolerance:.3g}"
+        if gap > tolerance and self.declared.get("batchable"):
+            raise _Broken(f"declared batchable: {said}")
+        self.found.setdefault("batchable", gap <= tolerance)
+        return said if gap <= tolerance else f"{said}: found not batchable"
+
+    def _requested(self) -> str:
+        for spec in self.signature.outputs:
+            answer = self.loaded.predict(self._rows(1), (spec.name,))
+            if list(answer) != [spec.name]:
+                raise _Broken(f"asked for {spec.name!r}, came {sorted(answer)}")
+        return f"{len(self.signature.outputs)} outputs one by one"
+
+    def _wrong_shape(self) -> str:
+        for spec in self.signature.inputs:
+            if not spec.shape:
+                continue
+            bad = dict(self._rows(1))
+            bad[spec.name] = _misshapen(bad[spec.name], spec)
+            try:
+                self.loaded.predict(bad)
+            except Exception as error:
+                said = f"{spec.name} {list(bad[spec.name].shape)}: {type(error).__name__}"
+                return said if isinstance(error, InterlockError) else f"{said}: {str(error)[:120]}"
+            raise _Broken(
+                f"input {spec.name!r} was accepted with shape {list(bad[spec.name].shape)}, "
+                f"the signature says {list(spec.shape)}"
+            )
+        return "every input is a scalar"
+
+    def _threads(self) -> str:
+        if not self.found.setdefault("thread_safe", False):
+            return "not declared"
+        rows = self._rows(8)
+        alone = self.loaded.predict(rows)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: self.loaded.predict(rows), range(100)))
+        gap = max(examples.difference(answer, alone) for answer in answers)
+        if self.found["deterministic"] and gap > float(self.found["tolerance"]):
+            raise _Broken(f"declared thread-safe, and 4 threads' answers differ by {gap:.3g}")
+        return "100 calls from 4 threads agree"
+
+    def _measure(self) -> dict[int, float]:
+        sizes = MEASURED_ROWS if self._batched else (1,)
+        return {count: _median_s(self.loaded, self._rows(count)) for count in sizes}
+
+
+class _Broken(Exception):
+    """A check did not hold."""
+
+
+def _median_s(loaded: Loaded, rows: Tensors, budget_s: float = 0.2) -> float:
+    loaded.predict(rows)
+    taken: list[float] = []
+    until = time.perf_counter() + budget_s
+    while len(taken) < 200 and (len(taken) < 3 or time.perf_counter() < until):
+        started = time.perf_counter()
+        loaded.predict(rows)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def _with_observed(signature: Signature, answer: Tensors, rows: int) -> Signature:
+    """Where the framework knew no output shape at all (rank 0 said, more seen), what was seen counts."""
+    specs = []
+    for spec in signature.outputs:
+        seen = answer[spec.name].shape if spec.name in answer else ()
+        if not spec.shape and seen:
+            shape = (-1, *seen[1:]) if seen[0] == rows else seen
+            spec = TensorSpec(spec.name, spec.datatype, shape)
+        specs.append(spec)
+    return msgspec.structs.replace(signature, outputs=tuple(specs))
+
+
+def _misshapen(array: Any, spec: TensorSpec) -> Any:
+    if any(length != -1 for length in spec.shape[1:]):
+        axis = next(i for i, length in enumerate(spec.shape) if i and length != -1)
+        return array.repeat(2, axis=axis) if array.shape[axis] else array
+    return array[..., None]
+
+
+def _tolerance(signature: Signature) -> float:
+    return max((TOLERANCES.get(spec.datatype, 1e-5) for spec in signature.outputs), default=1e-5)
+
+
+def _shapes(answer: Tensors) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in answer.items())
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0  # no /proc: the profile then says 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

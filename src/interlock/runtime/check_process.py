@@ -1,0 +1,184 @@
+"""Owns the process in which a model is checked: bounded in time and memory, so that it may crash or hang.
+
+`python -m interlock.runtime.check_process REQUEST` is the child; `run_check` starts it.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from interlock.core import errors
+from interlock.core.errors import CheckFailed, InterlockError
+from interlock.core.model import Array, Tensors, Version
+from interlock.runtime.check import CheckReport, check
+
+DEFAULT_TIME_S = 120.0
+DEFAULT_MEMORY_BYTES = 4 * 1024**3
+
+
+class _Request(msgspec.Struct, frozen=True):
+    folder: str
+    version: Version
+    reference: str | None
+    memory_bytes: int
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    """Either a report, or the name and words of an error."""
+
+    report: CheckReport | None = None
+    error: str = ""
+    message: str = ""
+
+
+def run_check(
+    folder: Path,
+    version: Version,
+    reference: Tensors | None = None,
+    *,
+    time_s: float = DEFAULT_TIME_S,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> CheckReport:
+    """Run the contract suite in a process of its own.
+
+    Raises: CheckFailed if a check fails, or the process crashes, exceeds `time_s` or `memory_bytes`;
+    LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
+    """
+    with tempfile.TemporaryDirectory(prefix="interlock-check-") as name:
+        desk = Path(name)
+        path = None
+        if reference is not None:
+            path = desk / "reference.npz"
+            storable: dict[str, Any] = {key: _storable(array) for key, array in reference.items()}
+            np.savez(path, **storable)
+        request = _Request(str(folder), version, None if path is None else str(path), memory_bytes)
+        (desk / "request.json").write_bytes(msgspec.json.encode(request))
+        _run_child(desk, version, time_s, memory_bytes)
+        outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
+    if outcome.report is None:
+        kind = getattr(errors, outcome.error, CheckFailed)
+        raise _with_message(kind, outcome.message)
+    failures = outcome.report.failures
+    if failures:
+        said = "; ".join(f"{failure.name}: {failure.detail}" for failure in failures)
+        raise CheckFailed(f"{version.model!r} breaks the contract of a runtime: {said}")
+    return outcome.report
+
+
+def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with (desk / "stderr").open("wb") as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "interlock.runtime.check_process", str(desk)],
+            stdin=subprocess.DEVNULL,
+            stdout=stderr,
+            stderr=stderr,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            verdict = _watch(child, time.monotonic() + time_s, memory_bytes)
+        finally:
+            _end(child)
+    if (desk / "outcome.json").exists() and not verdict:
+        return
+    said = (desk / "stderr").read_bytes()[-800:].decode(errors="replace").strip()
+    if not verdict:
+        verdict = _how_it_ended(child.returncode)
+    if verdict == "time":
+        reason = f"it did not finish within {time_s:g} s"
+    elif verdict == "memory":
+        reason = f"it asked for more than {memory_bytes // 1024**2} MiB of memory"
+    else:
+        reason = f"{verdict} while it was loaded and tried"
+    raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {said}" if said else ""))
+
+
+def _watch(child: "subprocess.Popen[bytes]", until: float, memory_bytes: int) -> str:
+    """Wait for the end; returns what bound was exceeded, or ""."""
+    while True:
+        try:
+            child.wait(timeout=0.05)
+            return ""
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > until:
+                return "time"
+            if _resident_bytes(child.pid) > memory_bytes:
+                return "memory"
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """The child and whatever it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has left, and with it all of its group
+    child.wait()
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _how_it_ended(code: int) -> str:
+    if code < 0:
+        return f"the process was killed by {signal.Signals(-code).name}"
+    return f"the process left with exit code {code}"
+
+
+def _with_message(kind: type[InterlockError], message: str) -> InterlockError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    return error
+
+
+def _storable(array: Array) -> Array:
+    """npz without pickle holds no objects: strings travel as fixed-width text."""
+    if array.dtype.kind != "O":
+        return array
+    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+    return np.array(texts, dtype=str).reshape(array.shape)
+
+
+def _child(desk: Path) -> None:
+    request = msgspec.json.decode((desk / "request.json").read_bytes(), type=_Request)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    reference: Tensors | None = None
+    if request.reference is not None:
+        with np.load(request.reference, allow_pickle=False) as stored:
+            reference = {
+                name: stored[name].astype(object) if stored[name].dtype.kind in "SU" else stored[name]
+                for name in stored.files
+            }
+    try:
+        outcome = _Outcome(report=check(Path(request.folder), request.version, reference))
+    except MemoryError:
+        limit = request.memory_bytes // 1024**2
+        outcome = _Outcome(error="CheckFailed", message=f"it asked for more than {limit} MiB of memory")
+    except InterlockError as error:
+        outcome = _Outcome(error=type(error).__name__, message=error.message)
+    except Exception as error:
+        outcome = _Outcome(error="CheckFailed", message=f"{type(error).__name__}: {str(error)[:500]}")
+    partial = desk / "outcome.partial"
+    partial.write_bytes(msgspec.json.encode(outcome))
+    partial.rename(desk / "outcome.json")
+    sys.stdout.flush()
+    os._exit(0)  # a model's threads and destructors have no say in how this ends
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""Decides which rows a model is tried on: the given ones or made-up ones, tiled, cut, compared."""
+
+import numpy as np
+
+from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
+
+FREE_LENGTH = 4
+"""What stands for a free dimension other than rows."""
+
+
+def generate(signature: Signature, rows: int, seed: int = 0) -> Tensors:
+    """Seeded data that fit a signature: standard normals, small integers, short words."""
+    random = np.random.default_rng(seed)
+    return {spec.name: _fill(spec, _shape(spec, signature, rows), random) for spec in signature.inputs}
+
+
+def fit(signature: Signature, data: Tensors) -> Tensors:
+    """The inputs of the signature in its dtypes; what it does not name is left out.
+
+    Raises: KeyError, ValueError if the data do not fit.
+    """
+    return {
+        spec.name: np.asarray(data[spec.name]).astype(DATATYPES[spec.datatype]) for spec in signature.inputs
+    }
+
+
+def take(data: Tensors, start: int, count: int) -> Tensors:
+    """`count` rows from `start` on, beginning anew at the end."""
+    rows = rows_of(data)
+    index = (np.arange(count) + start) % rows
+    return {name: array[index] for name, array in data.items()}
+
+
+def rows_of(data: Tensors) -> int:
+    """The length of the first axis."""
+    return len(next(iter(data.values())))
+
+
+def join(parts: list[Tensors]) -> Tensors:
+    """Batches one after the other along the first axis."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def difference(left: Tensors, right: Tensors) -> float:
+    """The largest |a - b| / max(1, |b|) over all outputs; infinite where labels, shapes or names differ."""
+    if left.keys() != right.keys():
+        return float("inf")
+    return max((_difference(array, right[name]) for name, array in left.items()), default=0.0)
+
+
+def _difference(left: Array, right: Array) -> float:
+    if left.shape != right.shape:
+        return float("inf")
+    if left.dtype.kind != "f":
+        return 0.0 if bool(np.all(left == right)) else float("inf")
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(b)))
+    gap = np.where(np.isnan(gap), np.inf, gap)
+    return float(gap.max(initial=0.0))
+
+
+def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]:
+    lead = (rows,) if signature.batch_axis == 0 else spec.shape[:1]
+    return tuple(FREE_LENGTH if d == -1 else d for d in (*lead, *spec.shape[1:]))
+
+
+def _fill(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    dtype = DATATYPES[spec.datatype]
+    if spec.datatype == "BYTES":
+        words = np.array(["a", "b", "spam", "räksmörgås", ""], object)
+        return np.asarray(words[random.integers(0, len(words), shape)], object).reshape(shape)
+    if dtype.kind == "f":
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
