@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interlock.core.errors import ModelNotFound, ReleaseRefused
-from interlock.operations.resolve import resolve
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
     Raises: ModelNotFound, VersionNotFound, ArtifactError, RegistryError; ReleaseRefused while another release
     of the model is under way.
     """
+    from interlock.operations.resolve import resolve  # a rollback needs none of what this brings in
+
     version = resolve(ctx, name, selector)
     begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
     return ctx.ledger.request_release(name, version.number, NOW, ctx.now_s(), supersede=not begun)

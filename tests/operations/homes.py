@@ -1,0 +1,51 @@
+"""Builds homes with versions and releases in their ledger, for tests that need no registry."""
+
+from pathlib import Path
+
+from interlock.core.letters import Report, VersionState, VersionStatus
+from interlock.core.model import Placement, Signature, TensorSpec, Version
+from interlock.operations.context import Context, open_context
+from interlock.operations.status import NodeStatus, ProcessStatus
+from interlock.registry.rows import ReleaseRow, ReleaseState
+
+SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "INT64", (-1,)),))
+
+
+def a_version(model: str, number: str) -> Version:
+    digest = "sha256:" + f"{model}{number}".encode().hex().ljust(64, "0")[:64]
+    return Version(model, number, digest, "onnx", "model.onnx", SIGNATURE, placement=Placement.INLINE)
+
+
+def a_home(folder: Path, **numbers: int) -> Context:
+    """An opened home where each named model has that many recorded versions."""
+    ctx = open_context(folder)
+    for model, count in numbers.items():
+        for number in range(1, count + 1):
+            ctx.ledger.put_version(a_version(model, str(number)), ctx.now_s())
+    return ctx
+
+
+def carry_out(ctx: Context, row: ReleaseRow) -> ReleaseRow:
+    """What a node does with a release that goes well."""
+    for state in (ReleaseState.PREPARING, ReleaseState.SWITCHING, ReleaseState.DONE):
+        row = ctx.ledger.advance(row.id, state, time_s=ctx.now_s())
+    return row
+
+
+def release_and_carry_out(ctx: Context, model: str, number: str) -> ReleaseRow:
+    return carry_out(ctx, ctx.ledger.request_release(model, number, "now", ctx.now_s()))
+
+
+def a_report(process: str, *statuses: VersionStatus, ready: bool = True) -> Report:
+    return Report("local", process, 7, 4242, 3, 3, ready, versions=statuses, resident_bytes=64 << 20)
+
+
+def a_status(model: str, number: str, state: VersionState, reason: str = "") -> VersionStatus:
+    return VersionStatus(model, number, a_version(model, number).digest, state, reason)
+
+
+def a_node(*reports: Report, workers: int = 1) -> NodeStatus:
+    processes = tuple(ProcessStatus(report, 0.1) for report in reports)
+    return NodeStatus(
+        "local", workers, "http://127.0.0.1:8000", "http://127.0.0.1:8002", 1_700_000_000.0, 3, processes
+    )

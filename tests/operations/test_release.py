@@ -1,0 +1,104 @@
+"""Going back: which version, when it is refused, and that it is never forward to what was rolled back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlock.core.errors import ModelNotFound, ReleaseRefused
+from interlock.operations import release
+from interlock.operations.context import Context
+from interlock.registry.rows import ReleaseRow, ReleaseState
+from tests.operations.homes import a_home, carry_out, release_and_carry_out
+
+
+@pytest.fixture
+def ctx(interlock_home: Path) -> Iterator[Context]:
+    context = a_home(interlock_home, iris=4)
+    yield context
+    context.close()
+
+
+def test_rollback_goes_back_and_back_again(ctx: Context) -> None:
+    for number in ("1", "2", "3"):
+        release_and_carry_out(ctx, "iris", number)
+    first = carry_out(ctx, release.rollback(ctx, "iris"))
+    second = carry_out(ctx, release.rollback(ctx, "iris"))
+    assert [first.number, second.number] == ["2", "1"]
+    with pytest.raises(ReleaseRefused, match="nothing before it"):
+        release.rollback(ctx, "iris")
+
+
+def test_ten_releases_and_rollbacks_in_turn(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    for _ in range(10):
+        release_and_carry_out(ctx, "iris", "2")
+        assert carry_out(ctx, release.rollback(ctx, "iris")).number == "1"
+    live = ctx.ledger.live("iris")
+    assert live is not None and live.number == "1"
+
+
+def test_a_failed_release_is_not_gone_back_to(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    bad = ctx.ledger.request_release("iris", "2", "now", 1.0)
+    ctx.ledger.advance(bad.id, ReleaseState.PREPARING, time_s=2.0)
+    ctx.ledger.advance(bad.id, ReleaseState.FAILED, "it crashed", time_s=3.0)
+    release_and_carry_out(ctx, "iris", "3")
+    assert release.rollback(ctx, "iris").number == "1"
+
+
+def test_rollback_stops_a_release_under_way_and_keeps_what_is_live(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    release_and_carry_out(ctx, "iris", "2")
+    under_way = ctx.ledger.request_release("iris", "3", "now", 1.0)
+    ctx.ledger.advance(under_way.id, ReleaseState.PREPARING, time_s=2.0)
+    back = carry_out(ctx, release.rollback(ctx, "iris"))
+    assert back.number == "2"
+    assert ctx.ledger.release(under_way.id).state is ReleaseState.SUPERSEDED
+    assert release.rollback(ctx, "iris").number == "1"
+
+
+def test_rollback_stops_the_very_first_release(ctx: Context) -> None:
+    first = ctx.ledger.request_release("iris", "1", "now", 1.0)
+    stopped = release.rollback(ctx, "iris")
+    assert (stopped.id, stopped.state) == (first.id, ReleaseState.SUPERSEDED)
+    assert ctx.ledger.open_releases() == []
+
+
+def test_rollback_says_why_it_cannot(ctx: Context) -> None:
+    with pytest.raises(ReleaseRefused, match="no live version"):
+        release.rollback(ctx, "iris")
+    with pytest.raises(ModelNotFound, match="'rose' here; known: iris"):
+        release.rollback(ctx, "rose")
+
+
+def test_unload_stops_what_is_under_way_and_takes_the_model_off(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    ctx.ledger.request_release("iris", "2", "now", 1.0)
+    release.unload(ctx, "iris")
+    assert ctx.ledger.live("iris") is None
+    assert ctx.ledger.open_releases() == []
+
+
+@given(st.lists(st.one_of(st.just("back"), st.integers(1, 5).map(str)), max_size=40))
+def test_version_before_is_what_a_pile_of_releases_says(moves: list[str]) -> None:
+    rows: list[ReleaseRow] = []
+    pile: list[str] = []  # the model: released versions on top of each other, rolled back ones taken off
+
+    def done(number: str, strategy: str) -> None:
+        row_id = len(rows) + 1
+        rows.append(ReleaseRow(row_id, "m", number, strategy, ReleaseState.DONE, "", None, 0, 0.0, 0.0, 0.0))
+
+    for move in moves:
+        before = release.version_before(rows[::-1])
+        assert before == (pile[-2] if len(pile) > 1 else None)
+        if move == "back":
+            if before is not None:
+                done(before, release.ROLLBACK)
+                pile.pop()
+        else:
+            done(move, release.NOW)
+            if not pile or pile[-1] != move:
+                pile.append(move)
