@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 
@@ -39,13 +40,23 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def names() -> list[str]:
-    """Every benchmark there is: the files bench_NAME.py of this folder."""
-    return sorted(path.stem.removeprefix("bench_") for path in _HERE.glob("bench_*.py"))
+    """The files bench_NAME.py of this folder that have rows; those without are programs of their own."""
+    found = sorted(path.stem.removeprefix("bench_") for path in _HERE.glob("bench_*.py"))
+    return [name for name in found if hasattr(_module(name), "run")]
+
+
+def programs() -> list[str]:
+    """The files bench_NAME.py that print figures of their own: `python -m benchmarks.bench_NAME`."""
+    found = sorted(path.stem.removeprefix("bench_") for path in _HERE.glob("bench_*.py"))
+    return [name for name in found if not hasattr(_module(name), "run")]
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.bench_{name}")
 
 
 def _summary(name: str) -> str:
-    module = importlib.import_module(f"benchmarks.bench_{name}")
-    return (module.__doc__ or "").partition("\n")[0]
+    return (_module(name).__doc__ or "").partition("\n")[0]
 
 
 def _run(name: str, plan: Plan, machine: Machine) -> Record:
@@ -53,7 +64,7 @@ def _run(name: str, plan: Plan, machine: Machine) -> Record:
     rows: list[Row] = []
     error = None
     say(f"{name}: {_summary(name)}")
-    run: Callable[[Plan], Iterator[Row]] = importlib.import_module(f"benchmarks.bench_{name}").run
+    run: Callable[[Plan], Iterator[Row]] = _module(name).run
     try:
         for row in run(plan):
             rows.append(row)
@@ -91,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.list:
         for name in names():
             print(f"{name:12} {_summary(name)}")
+        for name in programs():
+            print(f"{'':12} python -m benchmarks.bench_{name}: {_summary(name)}")
         for name in peers.NAMES:
             print(f"  peer {name:18} {peers.peer(name).CONFIGURATION}")
         return 0

@@ -48,9 +48,7 @@ def call(path: Path, rate: float, seconds: float) -> DirectResult:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print one `DirectResult`."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.direct", description="a model without a server"
-    )
+    arguments = argparse.ArgumentParser(prog="python -m benchmarks.direct")
     arguments.add_argument("model", type=Path)
     arguments.add_argument("--rate", type=float, default=0.0, help="calls per second; 0: as many as it can")
     arguments.add_argument("--seconds", type=float, default=4.0)

@@ -82,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True):
 def judge(score: float, goal: Goal) -> Verdict:
     """Compare a score with its goal.
 
-    >>> judge(0.6, Goal(0.5, 0.7)), judge(0.6, Goal(0.5, 0.7, "lower"))
+    >>> judge(0.6, Goal(0.5, 0.7)), judge(0.6, Goal(0.4, 0.2, "lower"))
     ('hard met', 'MISSED')
     """
     if goal.hard is None:

@@ -69,16 +69,8 @@ def _accepts(port: int) -> bool:
 
 def direct(path: Path, rate: float, seconds: float, cores: Sequence[int]) -> list[DirectResult]:
     """The model called without a server, in one process pinned to each of `cores`, at the same time."""
-    argv = [
-        sys.executable,
-        "-m",
-        "benchmarks.direct",
-        str(path),
-        "--rate",
-        str(rate),
-        "--seconds",
-        str(seconds),
-    ]
+    argv = [sys.executable, "-m", "benchmarks.direct", str(path)]
+    argv += ["--rate", str(rate), "--seconds", str(seconds)]
     running = [
         subprocess.Popen(pinned(argv, core), stdout=subprocess.PIPE, cwd=_HERE.parent) for core in cores
     ]
@@ -101,9 +93,7 @@ def open_side(title: str, request: Request, rate: float, *, connections: int = 3
         detail = {"p99_ms": at.p99_ms, "max_ms": at.max_ms, "lag_p99_ms": seen.lag.p99_ms}
         return Sample(at.p50_ms, seen.failed, {**detail, "sent": seen.sent, "failures": seen.failures})
 
-    return Side(
-        title, measure, f"open loop, {rate:g} requests/s at constant spacing, {connections} connections"
-    )
+    return Side(title, measure, f"open loop, {rate:g} requests/s evenly spaced, {connections} connections")
 
 
 def direct_side(path: Path, rate: float) -> Side:
