@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
                     continue
                 memo = self._memo_bytes
                 if memo and data.startswith(memo, at):
-                    # Clients repeat their heads byte for byte; finding and parsing one anew takes 4.5 us more.
+                    # Clients repeat their heads byte for byte; finding and parsing one takes 4.5 us more.
                     at += len(memo)
                     head: Head = self._memo_head.__copy__()  # type: ignore[attr-defined]
                     head.received_s = self._touched_s

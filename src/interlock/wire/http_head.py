@@ -115,10 +115,6 @@ def parse_head(head: bytes, received_s: float, limits: HttpLimits) -> Head | Ref
     eol = head.find(b"\r")  # llhttp lets CR and LF stand only together, at the end of a line.
     version = head[eol - 9 : eol]
     http11 = version == b" HTTP/1.1"
-    if not http11 and version != b" HTTP/1.0":
-        if version.startswith(b" HTTP/") or b" HTTP/" not in head[:eol]:
-            return refusal(505, f"the request line ends in {_shown(version)}: send HTTP/1.1 or HTTP/1.0")
-        return refusal(400, f"the request line {_shown(head[:eol])} is malformed")
     fields: dict[bytes, bytes] = {}
     targets: list[bytes] = []
     awaited = [True]
@@ -129,6 +125,8 @@ def parse_head(head: bytes, received_s: float, limits: HttpLimits) -> Head | Ref
         pass  # Never switch: an Upgrade is ignored (RFC 9110 7.8), and CONNECT is refused below.
     except httptools.HttpParserError as error:
         return _syntax(error)
+    if not http11 and version != b" HTTP/1.0":
+        return refusal(505, f"the request line ends in {_shown(version)}: send HTTP/1.1 or HTTP/1.0")
     method = parser.get_method()
     target = targets[0] if len(targets) == 1 else b"".join(targets)
     if awaited or eol != len(method) + len(target) + 10:
