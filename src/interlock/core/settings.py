@@ -48,3 +48,13 @@ class ProcessArgs(msgspec.Struct, frozen=True):
 def run_folder(home: Path) -> Path:
     """Where the processes of a node meet: sockets, counter blocks, last letters, node.json."""
     return home / "run"
+
+
+def encode_args(args: ProcessArgs) -> str:
+    """The one argument of a child process."""
+    return msgspec.json.encode(args, enc_hook=str).decode()
+
+
+def decode_args(text: str) -> ProcessArgs:
+    """What `encode_args` wrote. Raises: msgspec.ValidationError."""
+    return msgspec.json.decode(text, type=ProcessArgs, dec_hook=lambda kind, value: kind(value))

@@ -1,0 +1,330 @@
+"""Owns the executor's side: one version, its workers' connections, and predict in the main thread.
+
+No thread stands between the socket and the model: the main thread waits for a frame, runs predict, writes
+the outputs and rings back. A second thread watches: it beats the heartbeat, ends the process when a batch
+hangs, and sees when the supervisor is gone. Against a model that holds the interpreter's lock, so that not
+even that thread can run, there is a timer of the kernel's.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from interlock.core.errors import ConfigError, InterlockError, MalformedMessage, OutputMismatch, PredictFailed
+from interlock.core.model import DATATYPES, Array, Tensors, Version
+from interlock.runtime.protocol import Loaded
+from interlock.serving.block import Block
+from interlock.serving.executor_arena import (
+    DONE,
+    FAILED,
+    HELLO,
+    READY,
+    REFUSED,
+    RUN,
+    SCHEMA,
+    Arena,
+    Done,
+    Hello,
+    Peer,
+    Run,
+    TooLarge,
+    Trouble,
+    layout,
+    read,
+    read_head,
+    room,
+    write,
+)
+
+EXIT_LOAD_FAILED = 65
+"""The version cannot be loaded; why is in the file beside the socket (`reason_path`)."""
+EXIT_HUNG = 66
+"""A batch took longer than its worker allowed."""
+EXIT_ORPHANED = 67
+"""The supervisor went away and a batch did not end within `ORPHAN_S`."""
+ORPHAN_S = 5.0
+BEAT_S = 0.1
+_GIL_GRACE_S = 1.0
+"""How much later than the watching thread the kernel's timer strikes (exit by SIGALRM)."""
+
+_encoder = msgspec.msgpack.Encoder()
+_hello = msgspec.msgpack.Decoder(Hello)
+_run = msgspec.msgpack.Decoder(Run)
+_log = logging.getLogger(__name__)
+
+
+def reason_path(socket_path: Path) -> Path:
+    """Where an executor that could not load its version leaves the reason, as text."""
+    return socket_path.with_suffix(".reason")
+
+
+def listen(path: Path) -> socket.socket:
+    """The executor's socket, in the place of that of an incarnation before. Raises: OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    hidden = path.with_suffix(f".{os.getpid()}")
+    hidden.unlink(missing_ok=True)
+    listener.bind(str(hidden))
+    hidden.chmod(0o600)
+    listener.listen(128)
+    listener.setblocking(False)
+    hidden.rename(path)
+    return listener
+
+
+def warm_up(loaded: Loaded, version: Version) -> None:
+    """One predict on zeros (empty strings) of the signature's shapes, one row. Raises: what predict does."""
+    inputs: Tensors = {}
+    for spec in version.signature.inputs:
+        dtype = DATATYPES[spec.datatype]
+        shape = [max(length, 1) for length in spec.shape]
+        fill = b"" if spec.datatype == "BYTES" else dtype.type(0)
+        inputs[spec.name] = np.full(shape, fill, dtype)
+    if inputs:
+        _checked(loaded.predict(inputs))
+
+
+class Watch:
+    """The second thread. `kill_at_s` (monotonic; 0: none) is when the running batch counts as hung."""
+
+    def __init__(self, block: Block, lifeline_fd: int, wake_fd: int) -> None:
+        self.kill_at_s = 0.0
+        self.orphaned = False
+        self._block = block
+        self._lifeline_fd = lifeline_fd
+        self._wake_fd = wake_fd
+        block.heartbeat(time.monotonic())
+        threading.Thread(target=self._beat, name="watch", daemon=True).start()
+
+    def _beat(self) -> None:
+        lifeline = select.poll()
+        if self._lifeline_fd >= 0:
+            lifeline.register(self._lifeline_fd, select.POLLIN | select.POLLHUP)
+        leave_by_s = 0.0
+        while True:
+            if lifeline.poll(BEAT_S * 1000) and os.read(self._lifeline_fd, 64) == b"":
+                lifeline.unregister(self._lifeline_fd)
+                leave_by_s = time.monotonic() + ORPHAN_S
+                self.orphaned = True
+                os.write(self._wake_fd, b"\0")
+            now_s = time.monotonic()
+            self._block.heartbeat(now_s)
+            if 0.0 < self.kill_at_s < now_s:
+                _die(EXIT_HUNG, "a batch took longer than its worker allowed")
+            if 0.0 < leave_by_s < now_s:
+                _die(EXIT_ORPHANED, "the supervisor is gone, and the running batch does not end")
+
+
+class Host:
+    """Serves one loaded version to every worker that connects, or tells each why it cannot."""
+
+    def __init__(
+        self, listener: socket.socket, version: Version, block: Block, lifeline_fd: int = -1
+    ) -> None:
+        self._listener = listener
+        self._version = version
+        self._block = block
+        self._loaded: Loaded | None = None
+        self._refusal = ""
+        self._leaving = False
+        self._peers: dict[int, _Worker] = {}
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        wake_in, self._wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        self._wake_in = wake_in
+        self._poll.register(wake_in, select.POLLIN)
+        self._watch = Watch(block, lifeline_fd, self._wake_fd)
+        # A child that the model forks must not keep the connections open when this process dies.
+        os.register_at_fork(after_in_child=self._close_sockets)
+
+    def leave(self, *_: object) -> None:
+        """Finish the running batch and return from `serve`. A signal handler may call this."""
+        self._leaving = True
+        try:
+            os.write(self._wake_fd, b"\0")
+        except OSError:
+            pass  # full of wake-ups already
+
+    def refuse(self, reason: str, for_s: float) -> None:
+        """Tell every worker that asks within `for_s` seconds why the version cannot be served."""
+        self._refusal = reason
+        self._serve(time.monotonic() + for_s)
+
+    def serve(self, loaded: Loaded) -> None:
+        """Answer until `leave` is called or the supervisor is gone."""
+        self._loaded = loaded
+        self._serve(None)
+
+    def _serve(self, until_s: float | None) -> None:
+        poll, listener_fd = self._poll, self._listener.fileno()
+        while not (self._leaving or self._watch.orphaned):
+            events = poll.poll(0)
+            if not events:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+                wait_s = None if until_s is None else until_s - time.monotonic()
+                if wait_s is not None and wait_s <= 0:
+                    return
+                events = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+            for fd, event in events:
+                if fd == listener_fd:
+                    self._accept()
+                elif fd == self._wake_in:
+                    os.read(fd, 4096)
+                elif event & select.POLLHUP:
+                    self._drop(fd)  # nobody is there to take an answer
+                elif fd in self._peers:
+                    self._hear(fd)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            _log.warning("a worker could not be accepted: %s", error)
+            return
+        self._peers[sock.fileno()] = _Worker(sock)
+        self._poll.register(sock, select.POLLIN)
+
+    def _hear(self, fd: int) -> None:
+        worker = self._peers[fd]
+        try:
+            frames = worker.peer.receive()
+            if frames is None:
+                return self._drop(fd)
+            for kind, slot, sequence, at, size, arena in frames:
+                if arena is not None:
+                    worker.inputs[slot] = arena
+                head = read_head(worker.inputs[slot], at, size)
+                if kind == RUN and worker.welcome:
+                    if self._leaving:
+                        return  # not begun: the worker takes it to the next incarnation
+                    self._run(worker, slot, sequence, _run.decode(head))
+                elif kind == HELLO:
+                    self._greet(worker, _hello.decode(head))
+                else:
+                    raise MalformedMessage(f"frame of kind {kind}")
+        except (MalformedMessage, msgspec.MsgspecError, KeyError, OSError) as error:
+            _log.warning("a worker's connection is given up: %s: %s", type(error).__name__, error)
+            self._drop(fd)
+
+    def _greet(self, worker: "_Worker", hello: Hello) -> None:
+        reason = self._refusal
+        if hello.schema != SCHEMA:
+            reason = f"the worker speaks schema {hello.schema}, this executor {SCHEMA}"
+        elif hello.version_key != self._version.key:
+            reason = f"this executor runs {self._version.key}, not {hello.version_key}"
+        worker.owner = hello.owner
+        worker.welcome = not reason
+        kind = REFUSED if reason else READY
+        self._answer(
+            worker, 0, 0, kind, {}, Trouble("LoadFailed" if self._refusal else "ConfigError", reason)
+        )
+
+    def _run(self, worker: "_Worker", slot: int, sequence: int, run: Run) -> None:
+        assert self._loaded is not None
+        arena = worker.inputs[slot]
+        inputs = read(arena, run.pieces, copy=False)
+        arena.began = sequence
+        started_s = time.monotonic()
+        kill_at_s = started_s + run.kill_after_s
+        self._block.running(self._version.key, run.requests, kill_at_s, worker.owner, sequence)
+        self._watch.kill_at_s = kill_at_s
+        signal.setitimer(signal.ITIMER_REAL, run.kill_after_s + _GIL_GRACE_S)
+        outputs: Tensors = {}
+        trouble: Trouble | None = None
+        try:
+            outputs = _checked(self._loaded.predict(inputs, run.outputs))
+        except MemoryError as error:
+            trouble = Trouble("MemoryExhausted", f"the model wants more memory than it may have: {error}")
+        except BaseException as error:  # SystemExit too: a model may not end the process that way
+            trouble = _trouble(error)
+        elapsed_s = time.monotonic() - started_s
+        self._watch.kill_at_s = 0.0
+        try:
+            if trouble is None:
+                self._answer(worker, slot, sequence, DONE, outputs, Done((), elapsed_s))
+        except TooLarge as error:
+            trouble = Trouble("OutputMismatch", f"the outputs are too large: {error}")
+        except ConfigError as error:
+            trouble = Trouble("OutputMismatch", f"the outputs cannot be sent: {error}")
+        except MemoryError as error:
+            trouble = Trouble("MemoryExhausted", f"no memory for the outputs: {error}")
+        if trouble is not None:
+            del outputs
+            trouble = msgspec.structs.replace(trouble, elapsed_s=elapsed_s)
+            self._answer(worker, slot, sequence, FAILED, {}, trouble)
+        self._block.idle()
+
+    def _answer(
+        self, worker: "_Worker", slot: int, sequence: int, kind: int, tensors: Tensors, head: Done | Trouble
+    ) -> None:
+        pieces, sources, end = layout(tensors)
+        if isinstance(head, Done):
+            head = Done(pieces, head.elapsed_s)
+        packed = _encoder.encode(head)
+        fresh = room(worker.outputs.get(slot), end + len(packed))
+        if fresh is not None:
+            worker.outputs[slot] = fresh
+        arena = worker.outputs[slot]
+        write(arena, pieces, sources, end, packed)
+        worker.peer.send(kind, slot, sequence, end, len(packed), fresh.fd if fresh else -1)
+        if fresh is not None:
+            fresh.close()
+
+    def _drop(self, fd: int) -> None:
+        worker = self._peers.pop(fd, None)
+        if worker is not None:
+            self._poll.unregister(fd)
+            worker.peer.close()
+
+    def _close_sockets(self) -> None:
+        for fd in [self._listener.fileno(), *self._peers]:
+            try:
+                os.close(fd)
+            except OSError:
+                continue
+
+
+class _Worker:
+    """One connection: its arenas, by slot."""
+
+    __slots__ = ("inputs", "outputs", "owner", "peer", "welcome")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.peer = Peer(sock)
+        self.inputs: dict[int, Arena] = {}
+        self.outputs: dict[int, Arena] = {}
+        self.owner = 0
+        self.welcome = False
+
+
+def _checked(outputs: object) -> Tensors:
+    if not isinstance(outputs, dict):
+        raise OutputMismatch(f"predict returned {type(outputs).__name__}, want a dict of arrays")
+    for name, array in outputs.items():
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise OutputMismatch(f"predict returned {type(array).__name__} for {name!r}, want an array")
+    tensors: dict[str, Array] = outputs
+    return tensors
+
+
+def _trouble(error: BaseException) -> Trouble:
+    if isinstance(error, InterlockError):
+        return Trouble(type(error).__name__, error.message[:2000])
+    return Trouble(PredictFailed.__name__, f"the model raised {type(error).__name__}: {str(error)[:500]}")
+
+
+def _die(code: int, why: str) -> None:
+    try:
+        sys.stderr.write(f"executor leaves with code {code}: {why}\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
