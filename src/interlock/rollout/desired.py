@@ -1,0 +1,54 @@
+"""Decides what a node shall run, from one row a model: its live release, and the one under way."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from interlock.core.letters import Desired, ModelDesired
+from interlock.core.model import Model, Version
+from interlock.core.route import Route, single
+from interlock.registry.rows import ReleaseRow, ReleaseState
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """All that the ledger says about one model: which release is live, which is open, and the records of
+    the versions that they name, by number."""
+
+    model: Model
+    live: ReleaseRow | None
+    open: ReleaseRow | None
+    versions: dict[str, Version]
+
+
+def build_desired(node: str, revision: int, rows: Iterable[ModelRow]) -> Desired:
+    """The letter for a node, complete. A model with nothing live and nothing begun is not in it.
+
+    The order of rows does not matter: models stand by name, versions with the live one first.
+    """
+    models = (_model(row) for row in sorted(rows, key=lambda row: row.model.name))
+    return Desired(node=node, revision=revision, models=tuple(m for m in models if m is not None))
+
+
+def _model(row: ModelRow) -> ModelDesired | None:
+    begun = row.open if row.open is not None and row.open.state is not ReleaseState.REQUESTED else None
+    # Where the ledger has lost a version's record there is nothing to load; the others go on.
+    named = [r for r in (row.live, begun) if r is not None and r.number in row.versions]
+    if not named:
+        return None
+    releases: dict[str, int] = {}
+    for release in named:
+        releases[release.number] = max(release.id, releases.get(release.number, 0))
+    return ModelDesired(
+        model=row.model,
+        versions=tuple(row.versions[number] for number in releases),
+        route=_route(row, begun),
+        releases=releases,
+    )
+
+
+def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
+    switched = begun is not None and begun.state is ReleaseState.SWITCHING
+    release = begun if switched else row.live
+    if release is None or release.number not in row.versions:
+        return None
+    return single(release.number, release.id, f"{row.model.name}:{release.id}")

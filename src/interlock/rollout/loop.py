@@ -1,0 +1,211 @@
+"""Owns the tick: reads one snapshot, asks the plan, writes the decision down, then tells the node."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from interlock.core.clock import Clock, monotonic
+from interlock.core.errors import InterlockError, LedgerError
+from interlock.core.letters import Desired, Report
+from interlock.core.model import Model, ModelSettings, Version
+from interlock.registry.ledger import Ledger
+from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.desired import ModelRow, build_desired
+from interlock.rollout.plan import (
+    NEXT_STATE,
+    Fail,
+    Hold,
+    Limits,
+    Snapshot,
+    as_record,
+    next_action,
+    view_of,
+)
+
+log = logging.getLogger("interlock.rollout")
+
+TICK_S = 0.05
+"""Between two looks while a release is open."""
+POLL_S = 0.25
+"""Between two looks into the ledger while none is: another process may have written to it."""
+
+
+class Node(msgspec.Struct, frozen=True):
+    """Which node this is, and the names of the workers that must all have a version before it goes live."""
+
+    name: str
+    workers: tuple[str, ...]
+    limits: Limits = Limits()
+
+
+class RolloutLoop:
+    """Carries out the releases of one node's ledger.
+
+    `reports` gives the latest Report of each connected process by its name; `publish` gets each new Desired.
+    `settle` turns a model's settings in the ledger into those in force (the app file has the last word).
+    `step` runs in a thread, one at a time, and calls all three from there.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        node: Node,
+        reports: Callable[[], Mapping[str, Report]],
+        publish: Callable[[Desired], None],
+        settle: Callable[[Model], ModelSettings] = lambda model: model.settings,
+        now_s: Callable[[], float] = time.time,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.desired: Desired | None = None
+        self._ledger = ledger
+        self._node = node
+        self._reports = reports
+        self._publish = publish
+        self._settle = settle
+        self._now_s = now_s
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._read = -1
+        self._open: tuple[ReleaseRow, ...] = ()
+        self._states: dict[int, tuple[ReleaseState, float, int]] = {}
+        self._anew = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a release is under way."""
+        return bool(self._open)
+
+    def poke(self) -> None:
+        """Look at once: something has changed. On the event loop."""
+        self._wake.set()
+
+    def send_anew(self) -> None:
+        """Publish under a new revision though nothing in it changed: processes then read anew what the
+        Desired does not hold (the quarantine). On the event loop."""
+        self._anew = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tick until cancelled. An error is logged and the tick tried again: the ledger may be busy."""
+        while True:
+            self._wake.clear()
+            try:
+                step = asyncio.ensure_future(asyncio.to_thread(self.step))
+                try:
+                    acted = await asyncio.shield(step)
+                except asyncio.CancelledError:
+                    await step  # the ledger is closed after us, not under us
+                    raise
+            except InterlockError as error:
+                log.error("a tick failed", extra={"fields": {"error": error.message}})
+                acted = False
+            if acted:
+                continue
+            try:
+                async with asyncio.timeout(TICK_S if self.is_busy else POLL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def step(self) -> bool:
+        """One tick; True if it did something, so that the next is due at once.
+
+        Raises: LedgerError.
+        """
+        acted = self._refresh()
+        for row in self._open:
+            acted = self._advance(row) or acted
+        return acted
+
+    def _refresh(self) -> bool:
+        """Read the rows and publish, if any process has written to the ledger."""
+        stood = self._ledger.data_version()
+        anew, self._anew = self._anew, False
+        known = max((report.seen_revision for report in self._reports().values()), default=-1)
+        # A node that remembers a later revision than its ledger (which was put back from a copy, or is new)
+        # would wait for ever for one above it.
+        behind = self.desired is not None and known > self.desired.revision
+        if stood == self._read and not anew and not behind:
+            return False
+        self._open = tuple(self._ledger.open_releases())
+        by_model = {row.model: row for row in self._open}
+        rows = [self._row(model, by_model.get(model.name)) for model in self._ledger.models()]
+        desired = build_desired(self._node.name, -1, rows)
+        before = self.desired
+        same = before is not None and msgspec.structs.replace(before, revision=-1) == desired
+        if anew or behind or not same:
+            revision = self._ledger.next_revision()
+            while revision <= known:
+                revision = self._ledger.next_revision()
+            self.desired = msgspec.structs.replace(desired, revision=revision)
+            self._publish(self.desired)
+        self._read = stood
+        return not same
+
+    def _row(self, model: Model, open_release: ReleaseRow | None) -> ModelRow:
+        live = self._ledger.live(model.name)
+        versions: dict[str, Version] = {}
+        for release in (live, open_release):
+            if release is not None and release.number not in versions:
+                version = self._ledger.version(model.name, release.number)
+                if version is not None:
+                    versions[release.number] = version
+        settled = msgspec.structs.replace(model, settings=self._settle(model))
+        return ModelRow(settled, live, open_release, versions)
+
+    def _advance(self, row: ReleaseRow) -> bool:
+        snapshot = self._snapshot(row)
+        action = next_action(snapshot)
+        if isinstance(action, Hold):
+            return False
+        state = NEXT_STATE[type(action)]
+        reason = action.reason if isinstance(action, Fail) else ""
+        try:
+            self._ledger.advance(row.id, state, reason, as_record(snapshot, action), time_s=self._now_s())
+        except LedgerError:
+            if self._ledger.release(row.id).state is row.state:
+                raise
+            # Somebody else ended it since we looked; the next look shows how.
+            return True
+        log.log(
+            logging.WARNING if isinstance(action, Fail) else logging.INFO,
+            "a release goes on",
+            extra={"fields": {"model": row.model, "release": row.id, "state": state, "reason": reason}},
+        )
+        return True
+
+    def _snapshot(self, row: ReleaseRow) -> Snapshot:
+        reports = self._reports()
+        now_s = self._clock()
+        since_s, revision = self._entered(row, now_s)
+        version = self._ledger.version(row.model, row.number)
+        supervisor = reports.get("supervisor")
+        quarantined = None
+        if supervisor is not None and version is not None and supervisor.seen_revision >= revision:
+            quarantined = supervisor.quarantined.get(version.key)
+        return Snapshot(
+            release=row,
+            live=self._ledger.live(row.model),
+            digest="" if version is None else version.digest,
+            revision=revision,
+            waited_s=now_s - since_s,
+            workers=tuple(
+                view_of(name, reports.get(name), row.model, row.number) for name in self._node.workers
+            ),
+            quarantined=quarantined,
+            limits=self._node.limits,
+        )
+
+    def _entered(self, row: ReleaseRow, now_s: float) -> tuple[float, int]:
+        """When this loop first saw the release in its state, and the revision that told the node."""
+        assert self.desired is not None
+        entered = self._states.get(row.id)
+        if entered is None or entered[0] is not row.state:
+            entered = (row.state, now_s, self.desired.revision)
+            still_open = {release.id for release in self._open}
+            self._states = {id: seen for id, seen in self._states.items() if id in still_open}
+            self._states[row.id] = entered
+        return entered[1], entered[2]
