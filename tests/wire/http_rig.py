@@ -89,6 +89,9 @@ class MemoryTransport(asyncio.Transport):
     def close(self) -> None:
         self.is_open = False
 
+    def is_closing(self) -> bool:
+        return not self.is_open
+
     def abort(self) -> None:
         self.is_open = False
 
@@ -146,7 +149,7 @@ class Peer:
 Answer = tuple[int, bytes, bytes]
 
 
-def hear(connection: socket.socket, count: int = 1, *, is_head: bool = False) -> list[Answer]:
+def hear(connection: socket.socket, count: int = 1) -> list[Answer]:
     """Read `count` answers from a blocking socket: status, header block, body."""
     answers: list[Answer] = []
     held = b""
@@ -159,7 +162,7 @@ def hear(connection: socket.socket, count: int = 1, *, is_head: bool = False) ->
         head, _, held = held.partition(b"\r\n\r\n")
         lowered = head.lower()
         size = 0
-        if b"\r\ncontent-length: " in lowered and not is_head:
+        if b"\r\ncontent-length: " in lowered:
             size = int(lowered.split(b"\r\ncontent-length: ")[1].split(b"\r\n")[0])
         while len(held) < size:
             more = connection.recv(65536)

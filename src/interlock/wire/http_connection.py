@@ -154,7 +154,8 @@ class Connection(asyncio.Protocol):
         return self._server.line(status)
 
     def is_next(self, exchange: Exchange) -> bool:
-        return self._queue[0] is exchange
+        queue = self._queue
+        return bool(queue) and queue[0] is exchange
 
     def settle(self, exchange: Exchange) -> None:
         """The first of the queue is answered and written: let the next ones follow."""

@@ -213,7 +213,8 @@ class ResponseStream:
 
     def _is_full(self) -> bool:
         if self._link.is_next(self._exchange):
-            return self._link.is_write_full
+            # A transport that has failed drops what it gets until it says so: wait for that instead.
+            return self._link.is_write_full or self._link.transport.is_closing()
         return self._held_bytes > self._link.high_water_bytes
 
 
