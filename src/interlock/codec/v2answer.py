@@ -1,6 +1,7 @@
 """Decides how outputs become the bytes of an infer answer of the Open Inference Protocol."""
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,8 @@ from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
 
 _encode = msgspec.json.Encoder().encode
 _MOST_SHAPES = 64
+_N = ord("n")
+"""msgspec writes null for what is not finite, and no number has this letter; 0.14 us less than looking for all."""
 
 
 def answer_head(model: str, number: str) -> bytes:
@@ -98,9 +101,9 @@ class Output:
         but what Triton writes, and what Python's json, rapidjson and tritonclient read; null tells less."""
         if self.datatype == "BYTES":
             return _encode([self._text(text, index) for index, text in enumerate(texts(self.name, array))])
-        values = array.ravel().tolist()
+        values: list[Any] = array.ravel().tolist()
         text = _encode(values)
-        if self.is_float and b"null" in text:
+        if self.is_float and _N in text:
             return b"[%b]" % b",".join(_float_token(value) for value in values)
         return text
 

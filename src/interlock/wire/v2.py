@@ -2,7 +2,7 @@
 repository, statistics, configuration.
 
 The infer path has no coroutine: `handle` reads the message and submits it, and the `_Call` that is its sink
-answers. Of one request of iris 3.5 us are spent in the codec and about 2.5 us here.
+answers. One request of iris takes 3.1 us in the codec and 1.6 us here.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from interlock.wire.failure import JSON, answer_failure, failure
 from interlock.wire.headers import (
     JSON_LENGTH,
     PRIORITY,
+    REQUEST_ID,
     SEGMENT,
     SPECIAL,
     TENANT,
@@ -51,6 +52,7 @@ from interlock.wire.v2_paths import POSTS, READS, Action, Ask, understand
 _LOG = logging.getLogger("interlock.wire")
 _encode = msgspec.json.Encoder().encode
 _MOST_CACHED = 1024
+_JSON_AND_ID = JSON + REQUEST_ID + b": "
 
 
 class Target(Protocol):
@@ -101,7 +103,7 @@ class V2:
         ask = self._asks.get(head.path) or self._understand(head.path)
         if ask is None:
             return failure(NotFound(f"no such path: {_shown(head.path)}; V2 begins at /v2"))
-        if ask.action is Action.INFER and head.method == b"POST":
+        if ask.is_infer and head.method == b"POST":
             try:
                 wait_s = timeout_s(head.headers[TIMEOUT_MS]) if TIMEOUT_MS in head.headers else None
                 refused = self._infer.admit(ask.model, ask.number, wait_s, head.received_s)
@@ -120,7 +122,7 @@ class V2:
     def handle(self, exchange: Exchange) -> None:
         """Answer an admitted request, now or when the model has."""
         ask: Ask = exchange.context
-        if ask.action is Action.INFER:
+        if ask.is_infer:
             self._handle_infer(exchange, ask)
             return
         try:
@@ -254,16 +256,16 @@ class V2:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Call:
-    """The sink of one infer request. `exchange` is None once it is answered, which also parts the two."""
+class _Call(msgspec.Struct, eq=False):
+    """The sink of one infer request. `exchange` is None once it is answered, which also parts the two.
 
-    __slots__ = ("_answer", "_client_id", "_trace", "exchange")
+    A struct because that is made in 0.1 us, and a class with `__init__` in 0.3.
+    """
 
-    def __init__(self, exchange: Exchange, answer: Answer, client_id: str | None, trace: bytes) -> None:
-        self.exchange: Exchange | None = exchange
-        self._answer = answer
-        self._client_id = client_id
-        self._trace = trace
+    exchange: Exchange | None
+    answer: Answer
+    client_id: str | None
+    trace: bytes
 
     def part(self, response: Response) -> None:
         """Versions that stream are refused before they start: this one broke its word."""
@@ -278,9 +280,9 @@ class _Call:
             return
         self.exchange = None
         try:
-            text, binary = self._answer.encode(response.outputs, self._client_id)
+            text, binary = self.answer.encode(response.outputs, self.client_id)
         except InterlockError as error:
-            answer_failure(exchange, error, response.request_id, self._trace)
+            answer_failure(exchange, error, response.request_id, self.trace)
             return
         except Exception as error:
             # Whatever a model put into its outputs, this request gets an answer, and its batch goes on.
@@ -288,20 +290,15 @@ class _Call:
             broken = ModelFailed(
                 f"the outputs of model '{response.model}' cannot be encoded: {type(error).__name__}"
             )
-            answer_failure(exchange, broken, response.request_id, self._trace)
+            answer_failure(exchange, broken, response.request_id, self.trace)
             return
         if binary is None:
-            exchange.respond(
-                200,
-                b"content-type: application/json\r\ninterlock-request-id: %b\r\n%b"
-                % (response.request_id, self._trace),
-                text,
-            )
+            exchange.respond(200, b"".join((_JSON_AND_ID, response.request_id, b"\r\n", self.trace)), text)
         else:
             exchange.respond(
                 200,
                 b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-                b"interlock-request-id: %b\r\n%b" % (len(text), response.request_id, self._trace),
+                b"interlock-request-id: %b\r\n%b" % (len(text), response.request_id, self.trace),
                 [text, *binary],
             )
 
@@ -310,7 +307,7 @@ class _Call:
         if exchange is None:
             return
         self.exchange = None
-        answer_failure(exchange, error, request_id, self._trace)
+        answer_failure(exchange, error, request_id, self.trace)
 
 
 def _schedule(

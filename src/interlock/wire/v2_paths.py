@@ -24,11 +24,13 @@ class Action(IntEnum):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One path, understood. `model` is "" where none is named, `number` None where no version is."""
+    """One path, understood. `model` is "" where none is named, `number` None where no version is.
+    `is_infer` repeats `action`, because looking up a member of an enum costs 0.05 us."""
 
     action: Action
     model: str = ""
     number: str | None = None
+    is_infer: bool = False
 
 
 READS = (b"GET", b"HEAD")
@@ -63,7 +65,7 @@ def understand(path: bytes) -> Ask | None:
 
     As in Triton, the statistics of all models shadow the metadata of a model that is called 'stats'.
     >>> understand(b"/v2/models/my%20model/versions/3/infer")
-    Ask(action=<Action.INFER: 1>, model='my model', number='3')
+    Ask(action=<Action.INFER: 1>, model='my model', number='3', is_infer=True)
     """
     try:
         parts = tuple(unquote_to_bytes(part).decode() for part in path.rstrip(b"/").split(b"/"))
@@ -84,8 +86,8 @@ def understand(path: bytes) -> Ask | None:
             return Ask(Action.UNLOAD, model)
         case ("models", model, "versions", number, *tail) if model and number:
             action = _MODEL_TAILS.get(tuple(tail))
-            return None if action is None else Ask(action, model, number)
+            return None if action is None else Ask(action, model, number, action is Action.INFER)
         case ("models", model, *tail) if model:
             action = _MODEL_TAILS.get(tuple(tail))
-            return None if action is None else Ask(action, model)
+            return None if action is None else Ask(action, model, None, action is Action.INFER)
     return None
