@@ -52,13 +52,13 @@ def run(plan: Plan) -> Iterator[Row]:
             Node(work / "two", workers=2, cores="0,1") as two,
         ):
             sides = []
-            for node, title in ((two, "two workers"), (one, "one worker")):
+            for node, title, cores in ((two, "two workers", (0, 1)), (one, "one worker", (0,))):
                 serve(node, "busy", artifact)
                 request = Request(node.url("/v2/models/busy/infer"), v2_body([0.5] * 4096), JSON)
                 status, body = ask(request)
                 if status != 200:
                     raise RuntimeError(f"Interlock answered {status}: {body[:300]!r}")
-                sides.append(wrk_side(title, request, node.processes))
+                sides.append(wrk_side(title, request, node.processes, cores=cores))
             yield compare(
                 "workers", f"model of {TARGET_MS:g} ms", *sides, goal=Goal(1.8, 1.95), plan=plan, note=note
             )

@@ -10,6 +10,9 @@ from typing import Any, Literal
 import msgspec
 
 Better = Literal["higher", "lower"]
+OTHERS = "others_cores"
+"""In a sample's detail: what of the server's cores other programs took meanwhile, the idle rival included."""
+DISTURBED_CORES = 0.1
 Verdict = Literal["stretch met", "hard met", "MISSED", "no goal", "INVALID"]
 
 
@@ -63,6 +66,11 @@ class Row(msgspec.Struct, frozen=True):
     def failures(self) -> int:
         """Requests of ours that failed; a row with any proves nothing."""
         return sum(sample.failures for sample in self.ours)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took more than `DISTURBED_CORES` of the server's core in some round."""
+        return any(sample.detail.get(OTHERS, 0) > DISTURBED_CORES for sample in self.ours + self.theirs)
 
     @property
     def verdict(self) -> Verdict:
@@ -132,8 +140,8 @@ def compare(
         scores.append(score(a.value, b.value))
         failed = f", failed {a.failures} / {b.failures}" if a.failures or b.failures else ""
         say(
-            f"  {title}, round {index + 1} of {plan.rounds}: {ours.title} {a.value:,.4g} {unit}, "
-            f"{theirs.title} {b.value:,.4g} {unit}: {scores[-1]:.3g} {score_unit}{failed}"
+            f"  {title}, round {index + 1} of {plan.rounds}: {ours.title} {_number(a.value)} {unit}, "
+            f"{theirs.title} {_number(b.value)} {unit}: {_number(scores[-1])} {score_unit}{failed}"
         )
     return Row(
         name=name,
@@ -191,6 +199,8 @@ def table(rows: Sequence[Row]) -> str:
             for limit in (row.goal.hard, row.goal.stretch)
         )
         verdict = f"INVALID: {row.failures} failed" if row.verdict == "INVALID" else row.verdict
+        if row.disturbed:
+            verdict += ", disturbed"
         middle = [_middle(row.ours), _middle(row.theirs), scores, hard, stretch, verdict]
         lines.append([row.title, row.peer, row.unit, *middle])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]

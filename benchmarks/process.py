@@ -108,6 +108,15 @@ def cpu_s(processes: Sequence[psutil.Process]) -> float:
     return total
 
 
+def core_busy_s(cores: Sequence[int]) -> float:
+    """CPU seconds that programs and the hypervisor took of these cores since boot; without interrupts."""
+    busy_s = 0.0
+    for core, times in enumerate(psutil.cpu_times(percpu=True)):
+        if core in cores:
+            busy_s += times.user + times.nice + times.system + times.steal
+    return busy_s
+
+
 def resident_mb(processes: Sequence[psutil.Process]) -> float:
     """Sum of resident sizes in MB (10^6 bytes); pages that processes share are counted once for each."""
     total = 0

@@ -15,8 +15,8 @@ import psutil
 
 from benchmarks.direct import DirectResult
 from benchmarks.load import OpenLoopProcess
-from benchmarks.pairs import Sample, Side
-from benchmarks.process import SERVER_CORE, Started, cpu_s, free_port, pinned, wait_until
+from benchmarks.pairs import OTHERS, Sample, Side
+from benchmarks.process import SERVER_CORE, Started, core_busy_s, cpu_s, free_port, pinned, wait_until
 from benchmarks.request import Request
 from benchmarks.wrk import wrk
 
@@ -30,16 +30,23 @@ def wrk_side(
     *,
     connections: int = 32,
     configuration: str = "",
+    cores: Sequence[int] = (SERVER_CORE,),
 ) -> Side:
-    """A server measured in requests per second by wrk; `processes` are those of the server."""
+    """A server measured in requests per second by wrk; `processes` are those of the server, on `cores`."""
 
     def measure(seconds: float) -> Sample:
         tree = processes()
-        before_s, began_s = cpu_s(tree), time.monotonic()
+        before_s, busy_before_s, began_s = cpu_s(tree), core_busy_s(cores), time.monotonic()
         seen = wrk(request, seconds, connections=connections)
         wall_s = time.monotonic() - began_s
         # Close to 1: the server was the limit. Well below: the client was, and the ratio flatters the slower.
-        detail = {**msgspec.structs.asdict(seen), "server_cores": round((cpu_s(tree) - before_s) / wall_s, 3)}
+        server_s = cpu_s(tree) - before_s
+        others_s = core_busy_s(cores) - busy_before_s - server_s
+        detail = {
+            **msgspec.structs.asdict(seen),
+            "server_cores": round(server_s / wall_s, 3),
+            OTHERS: round(others_s / wall_s, 3),
+        }
         return Sample(seen.per_s, seen.failures, detail)
 
     return Side(title, measure, configuration)

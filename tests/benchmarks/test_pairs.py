@@ -7,7 +7,20 @@ import msgspec
 import pytest
 
 from benchmarks import arrivals, pairs
-from benchmarks.pairs import Cost, Goal, Plan, Row, Sample, Side, also, compare, cost_table, judge, table
+from benchmarks.pairs import (
+    OTHERS,
+    Cost,
+    Goal,
+    Plan,
+    Row,
+    Sample,
+    Side,
+    also,
+    compare,
+    cost_table,
+    judge,
+    table,
+)
 
 
 def scripted(title: str, values: list[float], log: list[str], failures: int = 0) -> Side:
@@ -78,6 +91,13 @@ def test_the_table_shows_spread_and_goal() -> None:
     )
     assert "0.7 x [0.6..0.8]" in lines[2]
     assert ">= 0.5" in lines[2] and ">= 0.75" in lines[2] and lines[2].endswith("hard met")
+
+
+def test_a_row_says_when_others_took_the_server_s_core() -> None:
+    row = compared()
+    busy = msgspec.structs.replace(row.theirs[1], detail={OTHERS: 0.4})
+    assert not row.disturbed and "disturbed" not in table([row])
+    assert table([msgspec.structs.replace(row, theirs=[busy])]).endswith("hard met, disturbed")
 
 
 def test_a_row_can_be_recorded_and_read_again() -> None:
