@@ -1,6 +1,5 @@
 """Decides what the reference data of a registration are: read from a file or given as arrays, and widened."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,12 @@ import numpy as np
 
 from interlock.core.errors import ConfigError, MissingExtra
 from interlock.core.model import Array, Tensors
+from interlock.runtime.examples import ONLY
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Rows to try a model on. `inputs` by input name, or one matrix under "" for a model with one input."""
+    """Rows to try a model on. `inputs` by input name, or one matrix under
+    `examples.ONLY` for a model with one input."""
 
     inputs: Tensors
     rows: int
@@ -49,8 +50,8 @@ def read(path: Path, target: str | None) -> Reference:
     wordy = [name for name, values in columns.items() if values.dtype.kind not in "biuf"]
     if wordy:
         raise ConfigError(
-            f"reference data {path.name}: the columns {wordy} are not numbers: leave them out, name one as the "
-            "target, or give an .npz with one array an input"
+            f"reference data {path.name}: the columns {wordy} are not numbers: leave them out, name one "
+            "as the target, or give an .npz with one array an input"
         )
     return of(np.column_stack([values.astype(np.float64) for values in columns.values()]), answers)
 
@@ -66,33 +67,13 @@ def of(data: Any, target: Any = None) -> Reference:
         matrix = np.asarray(data)
         if matrix.ndim == 1:
             matrix = matrix.reshape(-1, 1)
-        arrays = {"": matrix}
+        arrays = {ONLY: matrix}
     rows = {name: len(values) if values.ndim else 0 for name, values in arrays.items()}
     if not rows or 0 in rows.values() or len(set(rows.values())) != 1:
         raise ConfigError(
             f"reference data with {rows} rows: want the same number, at least 1, for every input"
         )
     return Reference(arrays, next(iter(rows.values())), None if target is None else np.asarray(target))
-
-
-def named(reference: Reference, inputs: Iterable[str]) -> Tensors:
-    """The arrays by input name; the one matrix goes to the one input.
-
-    Raises: ConfigError if an input has no data.
-    """
-    wanted = list(inputs)
-    if list(reference.inputs) == [""]:
-        if len(wanted) != 1:
-            raise ConfigError(
-                f"the model has the inputs {wanted}: give reference data as an .npz or dict with them"
-            )
-        return {wanted[0]: reference.inputs[""]}
-    missing = [name for name in wanted if name not in reference.inputs]
-    if missing:
-        raise ConfigError(
-            f"reference data have {sorted(reference.inputs)}, the model wants {missing} as well"
-        )
-    return {name: reference.inputs[name] for name in wanted}
 
 
 def widened(matrix: Array, least_rows: int, seed: int = 0) -> Array:
@@ -102,6 +83,7 @@ def widened(matrix: Array, least_rows: int, seed: int = 0) -> Array:
     other columns at a row's own values. At least `least_rows` rows come back.
     """
     given = np.asarray(matrix, np.float64)
+    odd = given[~np.isfinite(given).all(axis=1)]  # rows with gaps are tried too, but say nothing of ranges
     given = given[np.isfinite(given).all(axis=1)]
     width = matrix.shape[1]
     if not len(given):
@@ -115,7 +97,7 @@ def widened(matrix: Array, least_rows: int, seed: int = 0) -> Array:
             row = given[random.integers(len(given))].copy()
             row[column] = value
             extremes.append(row)
-    parts = [given, low[None], high[None], (low - span)[None], (high + span)[None], np.array(extremes)]
+    parts = [given, odd, low[None], high[None], (low - span)[None], (high + span)[None], np.array(extremes)]
     lacking = max(0, least_rows - sum(len(part) for part in parts))
     within = lacking // 2
     parts.append(random.uniform(low, high, (within, width)))

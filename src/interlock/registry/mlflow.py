@@ -137,8 +137,8 @@ class Registry:
         options: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
-    ) -> str:
-        """Log an artifact folder as a new version of a model; returns its number.
+    ) -> tuple[str, bool]:
+        """Log an artifact folder as a new version of a model: its number, and whether the model is new.
 
         A plain MLflow client can read it: an MLmodel file with flavor, signature and requirements lies
         beside the files, a run holds `metrics`. On failure nothing is left that the registry lists.
@@ -161,7 +161,8 @@ class Registry:
                 ) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
                 self.client.finalize_logged_model(logged.model_id, "READY")
-                if self._ensure_model(model):
+                is_new = self._ensure_model(model)
+                if is_new:
                     undo.append(lambda: self.client.delete_registered_model(model))
                 version = self.client.create_model_version(
                     model,
@@ -171,7 +172,7 @@ class Registry:
                     tags=dict(tags),
                 )
                 self.client.set_terminated(run.info.run_id)
-                return str(version.version)
+                return str(version.version), is_new
             except BaseException:
                 _undo(undo)
                 raise

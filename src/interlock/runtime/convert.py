@@ -1,4 +1,4 @@
-"""Decides whether a scikit-learn model runs as ONNX: only if it answers the same, and faster, on these rows."""
+"""Decides whether a scikit-learn model runs as ONNX: only if it answers the same, and faster."""
 
 import statistics
 import time
@@ -137,7 +137,8 @@ def _compare(kept: Tensors, converted: Tensors) -> tuple[float, str]:
 def _race(
     kept: Callable[[Array], object], converted: Callable[[Array], object], rows: Array
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Median seconds a call at 1 and at 32 rows, one run of each in turns: a busy machine slows both alike."""
+    """Median seconds a call at 1 and at 32 rows, one run of each in turns."""
+    # In turns, so that a busy machine slows both alike.
     medians: tuple[dict[int, float], dict[int, float]] = ({}, {})
     for count in (1, 32):
         batch = np.ascontiguousarray(rows[:count])
@@ -154,4 +155,4 @@ def _race(
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    return (str(error).strip().splitlines() or [""])[0][:120]

@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from interlock.core.errors import CheckFailed
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
+
+ONLY = "*"
+"""The name of reference rows that go to the one input, whatever it is called."""
 
 FREE_LENGTH = 4
 """What stands for a free dimension other than rows."""
@@ -17,11 +21,21 @@ def generate(signature: Signature, rows: int, seed: int = 0) -> Tensors:
 def fit(signature: Signature, data: Tensors) -> Tensors:
     """The inputs of the signature in its dtypes; what it does not name is left out.
 
-    Raises: KeyError, ValueError if the data do not fit.
+    Raises: CheckFailed if the data do not fit.
     """
-    return {
-        spec.name: np.asarray(data[spec.name]).astype(DATATYPES[spec.datatype]) for spec in signature.inputs
-    }
+    names = [spec.name for spec in signature.inputs]
+    if set(data) == {ONLY} and len(names) == 1:
+        data = {names[0]: data[ONLY]}
+    missing = [name for name in names if name not in data]
+    if missing:
+        raise CheckFailed(
+            f"the model has the inputs {names}, the reference data {sorted(data)}: give them as an .npz or a "
+            "dict with one array an input"
+        )
+    try:
+        return {spec.name: _cast(data[spec.name], spec) for spec in signature.inputs}
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(f"the reference data do not fit the model's inputs: {error}") from error
 
 
 def take(data: Tensors, start: int, count: int) -> Tensors:
@@ -59,6 +73,16 @@ def _difference(left: Array, right: Array) -> float:
         gap = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(b)))
     gap = np.where(np.isnan(gap), np.inf, gap)
     return float(gap.max(initial=0.0))
+
+
+def _cast(array: Array, spec: TensorSpec) -> Array:
+    array = np.asarray(array).astype(DATATYPES[spec.datatype])
+    fits = len(array.shape) == len(spec.shape) and all(
+        want in (-1, got) for got, want in zip(array.shape[1:], spec.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(f"input {spec.name!r}: got {list(array.shape)}, the model wants {list(spec.shape)}")
+    return array
 
 
 def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]:

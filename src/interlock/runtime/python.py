@@ -23,6 +23,7 @@ from interlock.core.model import (
     Version,
     datatype_of,
 )
+from interlock.runtime.examples import ONLY
 
 _CAPABILITIES = frozenset(Capabilities.__struct_fields__)
 
@@ -106,6 +107,8 @@ class Python:
                 f"{version.entry}: the class has no `signature` and there is no reference data to call it "
                 "with: add one of the two"
             )
+        if ONLY in example:
+            example = {"input": example[ONLY]}
         try:
             answer = PythonModel(instance, Signature((), ())).predict(example)
         except Exception as error:

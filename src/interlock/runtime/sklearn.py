@@ -140,7 +140,7 @@ def load_file(path: Path, options: dict[str, Any]) -> Any:
 
 def foreign_types(path: Path) -> list[str]:
     """The types in a .skops file that are outside of the known families. Raises: LoadFailed, MissingExtra."""
-    skops = _skops()
+    skops = skops_io()
     try:
         found = skops.get_untrusted_types(file=path)
     except Exception as error:
@@ -162,7 +162,7 @@ def _load_skops(path: Path, options: dict[str, Any]) -> Any:
             f"{path.name} builds objects of {', '.join(unknown)}: if you know where it comes from, "
             "register it with --trust"
         )
-    skops = _skops()
+    skops = skops_io()
     try:
         return skops.load(path, trusted=skops.get_untrusted_types(file=path))
     except ImportError as error:
@@ -173,14 +173,18 @@ def _load_skops(path: Path, options: dict[str, Any]) -> Any:
         ) from error
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raises: UntrustedArtifact, always, with the remedy."""
+    raise UntrustedArtifact(
+        f"{path.name} is a pickle: loading it runs code that it brings, and nobody vouched for "
+        f"SHA-256 {sha256_of(path)}. Save the model with skops, or register it with --trust if you know "
+        "where it comes from"
+    )
+
+
 def _load_pickle(path: Path, options: dict[str, Any]) -> Any:
-    digest = sha256_of(path)
-    if options.get("trusted_sha256") != digest:
-        raise UntrustedArtifact(
-            f"{path.name} is a pickle: loading it runs code that it brings, and nobody vouched for "
-            f"SHA-256 {digest}. "
-            "Save the model with skops, or register it with --trust if you know where it comes from"
-        )
+    if options.get("trusted_sha256") != sha256_of(path):
+        refuse_pickle(path)
     try:
         if path.suffix == ".joblib":
             import joblib
@@ -196,7 +200,8 @@ def _load_pickle(path: Path, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _skops() -> Any:
+def skops_io() -> Any:
+    """The module skops.io. Raises: MissingExtra."""
     try:
         import sklearn  # noqa: F401  skops imports it late, with words that name no remedy
         import skops.io

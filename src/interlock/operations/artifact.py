@@ -1,0 +1,144 @@
+"""Decides what a registration was given: which runtime reads it, and which files make up the artifact."""
+
+import ast
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat
+from interlock.runtime import sklearn
+
+FORMATS = (
+    ".onnx, .skops, .pkl, .pickle, .joblib, .py, a folder with one .onnx or .py file, or a fitted estimator"
+)
+_PICKLES = (".pkl", ".pickle", ".joblib")
+
+
+class Given(msgspec.Struct, frozen=True):
+    """What is to be registered. `estimator` is set for scikit-learn models, which may still be converted;
+    for the others `fill` copies the files into an empty folder."""
+
+    runtime: str
+    entry: str
+    estimator: Any = None
+    fill: Callable[[Path], object] | None = None
+
+
+def recognise(artifact: object, *, trust: bool) -> Given:
+    """Look at a path or an object.
+
+    `trust`: load it although that runs code it brings (pickle), or builds types of unknown packages (skops).
+    Raises: UnknownFormat, UntrustedArtifact, LoadFailed, MissingExtra.
+    """
+    if isinstance(artifact, str | Path):
+        return _path(str(artifact), trust)
+    if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
+        return Given("sklearn", "model.skops", estimator=artifact)
+    if type(artifact).__name__ == "ModelProto":
+        data = artifact.SerializeToString()  # type: ignore[attr-defined]  # onnx need not be installed to look
+        return Given("onnx", "model.onnx", fill=lambda folder: (folder / "model.onnx").write_bytes(data))
+    raise UnknownFormat(f"cannot register an object of type {type(artifact).__name__}: want {FORMATS}")
+
+
+def save_estimator(estimator: Any, folder: Path) -> dict[str, Any]:
+    """Write `model.skops`; returns the runtime's options: the types that loading it builds.
+
+    Raises: ArtifactError if skops cannot hold it; MissingExtra.
+    """
+    skops = sklearn.skops_io()
+    path = folder / "model.skops"
+    try:
+        skops.dump(estimator, path)
+        types = sorted(skops.get_untrusted_types(file=path))
+    except Exception as error:
+        raise ArtifactError(
+            f"skops cannot hold this {type(estimator).__name__}: {type(error).__name__}: {str(error)[:300]}; "
+            "convert it to ONNX, or wrap it in a Python class with predict(inputs)"
+        ) from error
+    return {
+        "all_types": types,
+        "trusted_types": [name for name in types if not name.startswith(sklearn.FAMILIES)],
+    }
+
+
+def _path(text: str, trust: bool) -> Given:
+    class_name = ""
+    if not Path(text).exists() and ":" in text:
+        text, _, class_name = text.rpartition(":")
+    path = Path(text)
+    if not path.exists():
+        raise UnknownFormat(f"{text} does not exist: want {FORMATS}")
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".onnx":
+        return Given("onnx", path.name, fill=lambda folder: shutil.copy(path, folder / path.name))
+    if path.suffix == ".py":
+        entry = f"{path.name}:{class_name or _only_class(path)}"
+        return Given("python", entry, fill=lambda folder: shutil.copy(path, folder / path.name))
+    if path.suffix == ".skops" or path.suffix in _PICKLES:
+        return Given("sklearn", "model.skops", estimator=_load(path, trust))
+    raise UnknownFormat(
+        f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
+    )
+
+
+def _folder(path: Path) -> Given:
+    graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
+    if len(graphs) == 1:
+        return Given("onnx", graphs[0].name, fill=lambda folder: _copy(path, folder))
+    models = [source for source in sources if _classes(source)]
+    if not graphs and len(models) == 1:
+        entry = f"{models[0].name}:{_only_class(models[0])}"
+        return Given("python", entry, fill=lambda folder: _copy(path, folder))
+    raise UnknownFormat(
+        f"folder {path.name} has {len(graphs)} .onnx files and {len(models)} .py files with a class that has "
+        "predict(inputs): want exactly one"
+    )
+
+
+def _copy(source: Path, folder: Path) -> None:
+    shutil.copytree(
+        source,
+        folder,
+        symlinks=True,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__", ".git"),
+    )
+
+
+def _load(path: Path, trust: bool) -> Any:
+    options: dict[str, Any] = {}
+    if trust and path.suffix == ".skops":
+        options = {"trusted_types": sklearn.foreign_types(path)}
+    elif trust:
+        options = {"trusted_sha256": sklearn.sha256_of(path)}
+    estimator = sklearn.load_file(path, options)
+    if not callable(getattr(estimator, "predict", None)):
+        raise LoadFailed(f"{path.name} holds a {type(estimator).__name__}, which has no predict method")
+    return estimator
+
+
+def _only_class(path: Path) -> str:
+    names = _classes(path)
+    if len(names) != 1:
+        raise UnknownFormat(
+            f"{path.name} has {len(names)} classes with a predict method {names}: name one, {path.name}:Class"
+        )
+    return names[0]
+
+
+def _classes(path: Path) -> list[str]:
+    """Found by reading, not by running."""
+    try:
+        tree = ast.parse(path.read_bytes(), path.name)
+    except (SyntaxError, ValueError) as error:
+        raise LoadFailed(f"{path.name} is not Python: {error}") from None
+    return [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and any(isinstance(item, ast.FunctionDef) and item.name == "predict" for item in node.body)
+    ]
