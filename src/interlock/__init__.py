@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from interlock.core import errors as errors
+    from interlock.operations.register import register_model as register
 
 __version__ = "0.1.0"
 
 # Public name -> where it is defined: "module" for a module itself, "module:attribute" for what one holds.
 _EXPORTS = {
     "errors": "interlock.core.errors",
+    "register": "interlock.operations.register:register_model",
 }
 
-__all__ = ["errors"]
+__all__ = ["errors", "register"]
 
 
 def __getattr__(name: str) -> object:
