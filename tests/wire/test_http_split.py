@@ -241,3 +241,29 @@ def test_no_answer_leaves_after_the_first_error() -> None:
     assert peer.statuses == [200, 400]
     assert peer.transport.has_eof
     assert len(peer.stage.seen) == 1
+
+
+@pytest.mark.parametrize("follow", [b"", GET, GET[:9], b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_nothing_begins_behind_the_answer_that_was_announced_as_the_last(follow: bytes) -> None:
+    peer = Peer()
+    peer.send(b"GET /later HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+    peer.server.is_draining = True
+    peer.connection.leave_soon()
+    peer.send(follow)
+    for exchange in peer.stage.later:
+        exchange.respond(200, b"", b"")
+    assert peer.statuses == [200, 200]
+    assert peer.sent.count(b"connection: close") == 1
+    assert peer.transport.has_eof
+    assert len(peer.stage.seen) == 2
+
+
+def test_a_drain_lets_a_body_under_way_arrive() -> None:
+    peer = Peer()
+    peer.send(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+    peer.server.is_draining = True
+    peer.connection.leave_soon()
+    peer.send(b"cd" + GET)
+    assert peer.statuses == [200]
+    assert b"connection: close" in peer.sent
+    assert [one.body for one in peer.stage.seen] == [b"abcd"]

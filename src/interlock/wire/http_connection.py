@@ -3,6 +3,8 @@
 A head is parsed only when it is complete and there is room for its request; a body of known length is cut out
 by arithmetic; answers leave in the order of their requests, whatever the order in which they come. Nothing
 waits; `sweep`, called a few times a second by the server, stands for all timers.
+
+Over 400 lines, for it is one state machine: what comes in, what goes out and how it ends share every field.
 """
 
 import asyncio
@@ -29,6 +31,14 @@ _FAILED = refusal(500, "internal error: the server's log has the details")
 # Larger ones are decompressed in a thread: a bomb of 4 KiB holds the loop for at most about 5 ms.
 _INLINE_INFLATE_BYTES = 4096
 _MEMO_BYTES = 2048
+
+
+def _result(done: "asyncio.Future[bytes | Refusal]") -> bytes | Refusal:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    _LOG.error("decompressing failed", exc_info=error)
+    return _FAILED
 
 
 class Owner(Protocol):
@@ -191,8 +201,13 @@ class Connection(asyncio.Protocol):
         """Say `Connection: close` in the last answer; leave at once when nothing is asked."""
         if self._queue:
             last = self._queue[-1]
-            if last.state == OPEN and last.after == KEEP:
+            if last.after == KEEP:
                 last.after, last.is_plain = LINGER, False
+            if self._phase == _HEAD:
+                # That answer is announced as the last one: begin nothing behind it.
+                self._phase = _DROPPED
+                self._partial = bytearray()
+                self._rest = b""
         elif self._phase == _HEAD and not self._partial:
             self._finish(CLOSE)
 
@@ -423,7 +438,7 @@ class Connection(asyncio.Protocol):
             future = asyncio.get_running_loop().run_in_executor(
                 None, inflate, body, encoding, self._limits.max_body_bytes
             )
-            future.add_done_callback(lambda done: self._inflated(exchange, done.result()))
+            future.add_done_callback(lambda done: self._inflated(exchange, _result(done)))
 
     def _inflated(self, exchange: Exchange, body: bytes | Refusal) -> None:
         if exchange.state != OPEN:
@@ -492,6 +507,7 @@ class Connection(asyncio.Protocol):
             self._linger_from_s = self._touched_s = monotonic()
             self._dropped_bytes = 0
             self._rest = b""
+            self._tell_gone()
             if self.transport.can_write_eof():
                 self.transport.write_eof()
             self._hold &= ~_PIPELINE
@@ -517,6 +533,9 @@ class Connection(asyncio.Protocol):
         self._pieces = []
         self._chunks = None
         self._current = None
+        self._tell_gone()
+
+    def _tell_gone(self) -> None:
         queue, self._queue = self._queue, []
         for exchange in queue:
             if exchange.state == DONE:
