@@ -5,14 +5,15 @@ from typing import Protocol
 import msgspec
 
 from interlock.core.errors import ConfigError
-from interlock.core.request import Request, Sink, Ticket
+from interlock.core.request import Request, Sink, Tally, Ticket
 
 
 class Step(Protocol):
     """Anything that answers a request: a lane that runs a version, a feature read, a function, a graph."""
 
-    def start(self, request: Request, sink: Sink, request_id: bytes) -> Ticket:
-        """Begin; never blocks and never raises: what goes wrong reaches the sink."""
+    def start(self, request: Request, sink: Sink, request_id: bytes, tally: Tally) -> Ticket:
+        """Begin; never blocks and never raises: what goes wrong reaches the sink. `tally` is the arm under
+        which the request is counted, from here until it settles."""
         ...
 
 

@@ -64,6 +64,22 @@ class Ticket(Protocol):
         ...
 
 
+class Tally(Protocol):
+    """The cumulative counts of one arm (`state.ArmCounts`), as the infer path writes them. A request is
+    dispatched or refused; a dispatched one settles exactly once, well or with one of the kinds that the
+    implementation names (invalid, failed, timed out, cancelled). Durations in seconds."""
+
+    def dispatched(self) -> None: ...
+
+    def refused(self) -> None: ...
+
+    def settled_ok(self, total_s: float, queue_s: float) -> None: ...
+
+    def settled(self, kind: int, total_s: float) -> None: ...
+
+    def batch(self, rows: int, compute_s: float) -> None: ...
+
+
 class RequestId(msgspec.Struct, frozen=True):
     """What a server-made id says: enough to attribute late feedback without a look-up.
 

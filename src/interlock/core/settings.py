@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from interlock.core.errors import ConfigError
+
 
 class NodeConfig(msgspec.Struct, frozen=True):
     """Settings of a node. Ports follow Triton's habit; 0 lets the system choose.
@@ -43,6 +45,33 @@ class ProcessArgs(msgspec.Struct, frozen=True):
     lifeline_fd: int
     listen_fd: int = -1
     version_key: str = ""
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_WORKERS = 256
+
+
+def check_config(config: NodeConfig) -> NodeConfig:
+    """The settings themselves, if a node can run with them.
+
+    Raises: ConfigError with the offending value and what it may be.
+    """
+    for key in ("http_port", "admin_port"):
+        port = getattr(config, key)
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"{key} = {port}: want 0 (any free port) to 65535")
+    if config.http_port == config.admin_port != 0 and config.host == config.admin_host:
+        raise ConfigError(f"http_port and admin_port are both {config.http_port}: want two ports")
+    if not 1 <= config.workers <= MAX_WORKERS:
+        raise ConfigError(f"workers = {config.workers}: want 1 to {MAX_WORKERS}, or auto")
+    if config.log_level not in LOG_LEVELS:
+        raise ConfigError(f"log_level = {config.log_level!r}: want one of {', '.join(LOG_LEVELS)}")
+    if not 0 <= config.drain_s <= 3600:
+        raise ConfigError(f"drain_s = {config.drain_s}: want 0 to 3600 seconds")
+    for key in ("max_body_bytes", "executor_memory_bytes", "access_log_every"):
+        if getattr(config, key) < (0 if key == "access_log_every" else 1):
+            raise ConfigError(f"{key} = {getattr(config, key)}: want a positive number")
+    return config
 
 
 def run_folder(home: Path) -> Path:

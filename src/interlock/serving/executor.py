@@ -196,6 +196,7 @@ class ExecutorPlace:
         peer = self._peer
         if peer is None:
             return
+        settled: list[tuple[_Batch, Tensors | InterlockError, float]] = []
         try:
             frames = peer.receive()
             if frames is None:
@@ -206,20 +207,28 @@ class ExecutorPlace:
                     slot.outputs = arena
                 if slot.outputs is None:
                     raise MalformedMessage("a frame before any arena")
-                self._hear(kind, slot, sequence, slot.outputs, read_head(slot.outputs, at, size))
+                head = read_head(slot.outputs, at, size)
+                if kind in (READY, REFUSED):
+                    self._greeted(kind, head)
+                else:
+                    settled.append(self._settled(kind, slot, sequence, slot.outputs, head))
         except (InterlockError, msgspec.MsgspecError, IndexError, OSError, MemoryError) as error:
             self._lost(f"it sent what cannot be understood: {type(error).__name__}: {error}")
+        for batch, result, elapsed_s in settled:  # its caller may offer the next one in here
+            batch.done(result, elapsed_s)
 
-    def _hear(self, kind: int, slot: _Slot, sequence: int, arena: Arena, head: bytes) -> None:
-        if kind in (READY, REFUSED) and self._greeting is not None:
-            reason = _trouble.decode(head)
-            if self._greeting.done():
-                return
-            if kind == READY:
-                self._greeting.set_result(None)
-            else:
-                self._greeting.set_exception(LoadFailed(reason.message))
-            return
+    def _greeted(self, kind: int, head: bytes) -> None:
+        trouble, greeting = _trouble.decode(head), self._greeting
+        if greeting is None or greeting.done():
+            raise MalformedMessage("a second greeting")
+        if kind == READY:
+            greeting.set_result(None)
+        else:
+            greeting.set_exception(LoadFailed(trouble.message))
+
+    def _settled(
+        self, kind: int, slot: _Slot, sequence: int, arena: Arena, head: bytes
+    ) -> tuple[_Batch, Tensors | InterlockError, float]:
         batch = slot.batch
         if batch is None or sequence != batch.sequence or kind not in (DONE, FAILED):
             raise MalformedMessage(f"a frame of kind {kind} for batch {sequence}")
@@ -232,7 +241,7 @@ class ExecutorPlace:
             result = _KINDS.get(trouble.error, PredictFailed)(trouble.message)
             elapsed_s = trouble.elapsed_s
         slot.batch = None
-        batch.done(result, elapsed_s)
+        return batch, result, elapsed_s
 
     def _lost(self, why: str) -> None:
         peer, self._peer = self._peer, None

@@ -231,17 +231,22 @@ class Host:
     def _run(self, worker: "_Worker", slot: int, sequence: int, run: Run) -> None:
         assert self._loaded is not None
         arena = worker.inputs[slot]
-        inputs = read(arena, run.pieces, copy=False)
         arena.began = sequence
+        trouble: Trouble | None = None
+        inputs: Tensors = {}
+        try:
+            inputs = read(arena, run.pieces, copy=False)
+        except MemoryError as error:
+            trouble = Trouble("MemoryExhausted", f"no memory for the inputs: {error}")
         started_s = time.monotonic()
         kill_at_s = started_s + run.kill_after_s
         self._block.running(self._version.key, run.requests, kill_at_s, worker.owner, sequence)
         self._watch.kill_at_s = kill_at_s
         signal.setitimer(signal.ITIMER_REAL, run.kill_after_s + _GIL_GRACE_S)
         outputs: Tensors = {}
-        trouble: Trouble | None = None
         try:
-            outputs = _checked(self._loaded.predict(inputs, run.outputs))
+            if trouble is None:
+                outputs = _checked(self._loaded.predict(inputs, run.outputs))
         except MemoryError as error:
             trouble = Trouble("MemoryExhausted", f"the model wants more memory than it may have: {error}")
         except BaseException as error:  # SystemExit too: a model may not end the process that way

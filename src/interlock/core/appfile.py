@@ -1,0 +1,140 @@
+"""Decides what the app file (`app.toml` in the home folder) says, from its text: node and model settings.
+
+```toml
+schema = 1
+
+[node]
+http_port = 9000
+workers = 2
+
+[models.iris]
+default_timeout_s = 2.0
+```
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from interlock.core.errors import ConfigError, SchemaTooNew
+from interlock.core.model import ModelSettings, check_name
+from interlock.core.settings import NodeConfig, check_config
+
+T = TypeVar("T")
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+MIGRATIONS: tuple[Migration, ...] = ()
+"""`MIGRATIONS[n]` turns the tables of schema n + 1 into those of schema n + 2."""
+
+_NOT_IN_FILE = {"home", "token"}
+_NODE_KEYS = tuple(key for key in NodeConfig.__struct_fields__ if key not in _NOT_IN_FILE)
+_MODEL_KEYS = ModelSettings.__struct_fields__
+
+
+class AppFile(msgspec.Struct, frozen=True):
+    """What the file sets, and nothing that it does not: defaults are filled in where the parts are used."""
+
+    node: dict[str, Any] = {}
+    models: dict[str, dict[str, Any]] = {}
+
+
+def app_file(home: Path) -> Path:
+    """Where the app file of a home folder lies; it need not exist."""
+    return home / "app.toml"
+
+
+def parse_app(text: str, where: str = "app.toml", migrations: Sequence[Migration] = MIGRATIONS) -> AppFile:
+    """The app file from its text, of this schema or an older one. An empty text sets nothing.
+
+    Raises: SchemaTooNew; ConfigError for what is no TOML, an unknown key, or a value that must not be.
+    >>> parse_app("schema = 1\\n[models.iris]\\nqueue_rows = 10").models
+    {'iris': {'queue_rows': 10}}
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    tables = _migrated(tables, where, migrations)
+    _only(tables, ("schema", "node", "models"), where)
+    node, models = (_table(tables, name, where) for name in ("node", "models"))
+    _only(node, _NODE_KEYS, f"{where} [node]")
+    for name, values in models.items():
+        check_name(name)
+        _only(_table(models, name, f"{where} [models]"), _MODEL_KEYS, f"{where} [models.{name}]")
+        model_settings(AppFile(models={name: values}), name, ModelSettings(), where)
+    found = AppFile(node, models)
+    node_config(Path(), found, {}, where=where)
+    return found
+
+
+def node_config(
+    home: Path, app: AppFile, flags: Mapping[str, Any], cores: int = 1, where: str = "app.toml"
+) -> NodeConfig:
+    """The settings of a node: `flags` (those that were given) win over the file, and that over the defaults.
+
+    `workers` may be "auto", which is one for each of `cores`.
+    Raises: ConfigError with the offending value and what it may be.
+    """
+    merged = {**app.node, **flags, "home": home}
+    if merged.get("workers") == "auto":
+        merged["workers"] = max(cores, 1)
+    return check_config(_convert(merged, NodeConfig, where))
+
+
+def model_settings(app: AppFile, name: str, base: ModelSettings, where: str = "app.toml") -> ModelSettings:
+    """How requests of a model are treated: what the file says of it, and `base` (of the ledger) for the rest.
+
+    Raises: ConfigError.
+    """
+    stated = app.models.get(name)
+    if not stated:
+        return base
+    settings = _convert({**msgspec.structs.asdict(base), **stated}, ModelSettings, f"{where} [models.{name}]")
+    for key in ("default_timeout_s", "max_timeout_s", "queue_rows"):
+        if getattr(settings, key) <= 0:
+            raise ConfigError(f"{where} [models.{name}]: {key} = {getattr(settings, key)}: want more than 0")
+    if settings.max_wait_s < 0 or settings.priority not in (0, 1):
+        raise ConfigError(f"{where} [models.{name}]: want max_wait_s >= 0 and priority 0 or 1")
+    if settings.max_batch_rows is not None and settings.max_batch_rows < 1:
+        raise ConfigError(
+            f"{where} [models.{name}]: max_batch_rows = {settings.max_batch_rows}: want 1 or more"
+        )
+    return settings
+
+
+def _migrated(tables: dict[str, Any], where: str, migrations: Sequence[Migration]) -> dict[str, Any]:
+    newest = len(migrations) + 1
+    schema = tables.get("schema", newest)
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ConfigError(f"{where}: schema = {schema!r}: want a number from 1 to {newest}")
+    if schema > newest:
+        raise SchemaTooNew(
+            f"{where} has schema {schema}, this Interlock reads up to {newest}: upgrade it first"
+        )
+    for migrate in migrations[schema - 1 :]:
+        tables = migrate(tables)
+    return tables
+
+
+def _table(tables: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    found = tables.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {name} = {found!r}: want a table")
+    return found
+
+
+def _only(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        secret = "; the token is given with --token-file or INTERLOCK_TOKEN" if "token" in unknown else ""
+        raise ConfigError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(known)}{secret}")
+
+
+def _convert(values: dict[str, Any], kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(values, kind, dec_hook=lambda to, value: to(value))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from None

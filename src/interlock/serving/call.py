@@ -1,0 +1,160 @@
+"""Call: one request on its way through a lane, counted once when it settles; larger ones go in parts."""
+
+from collections.abc import Callable, Hashable
+from time import monotonic
+
+import numpy as np
+
+from interlock.core.errors import (
+    DeadlineExceeded,
+    InterlockError,
+    InvalidRequest,
+)
+from interlock.core.model import Tensors
+from interlock.core.request import Request, Response, Sink, Tally
+from interlock.serving.block import CANCELLED, FAILED, INVALID, TIMED_OUT
+
+
+class Call:
+    """A request that waits or runs: the batcher's Item and the caller's Ticket in one object.
+
+    `settled` turns True exactly once, when the caller is answered or has left; whatever comes later is
+    dropped. `gone` tells the batcher to pass it over; `running` that a batch has taken it.
+    """
+
+    __slots__ = (
+        "arrived_s",
+        "deadline_s",
+        "gone",
+        "inputs",
+        "key",
+        "left",
+        "parts",
+        "priority",
+        "request",
+        "request_id",
+        "rows",
+        "running",
+        "settled",
+        "sink",
+        "tally",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        sink: Sink,
+        request_id: bytes,
+        tally: Tally,
+        key: Hashable,
+        left: "Callable[[Call], None]",
+    ) -> None:
+        self.request = request
+        self.sink = sink
+        self.request_id = request_id
+        self.tally = tally
+        self.key = key
+        self.left = left
+        self.inputs = request.inputs
+        self.rows = request.rows
+        self.deadline_s = request.deadline_s
+        self.priority = request.priority
+        self.arrived_s = request.received_s
+        self.parts: list[Part] | None = None
+        self.gone = False
+        self.running = False
+        self.settled = False
+
+    def cancel(self) -> None:
+        """The caller left."""
+        if not self.settled:
+            self.settled = True
+            self.tally.settled(CANCELLED, monotonic() - self.arrived_s)
+            self.left(self)
+
+    def done(self, outputs: Tensors, version: str, now: float, started_s: float) -> None:
+        """Answer with this request's own rows."""
+        if self.settled:
+            return
+        self.settled = True
+        self.tally.settled_ok(now - self.arrived_s, started_s - self.arrived_s)
+        self.sink.done(Response(self.request_id, self.request.model, version, outputs))
+
+    def fail(self, error: InterlockError, now: float) -> None:
+        """Answer with an error, and count it under what it was."""
+        if self.settled:
+            return
+        self.settled = True
+        self.tally.settled(kind_of(error), now - self.arrived_s)
+        self.sink.fail(error, self.request_id)
+        if self.parts is not None:
+            self.left(self)
+
+
+class Part:
+    """A slice of a call whose rows exceed the largest batch. The last part to finish answers the call; the
+    first to fail fails it, and the others are dropped."""
+
+    __slots__ = (
+        "arrived_s",
+        "call",
+        "deadline_s",
+        "gone",
+        "inputs",
+        "join",
+        "key",
+        "place",
+        "priority",
+        "rows",
+        "running",
+    )
+
+    def __init__(self, call: Call, join: "Join", start: int, stop: int) -> None:
+        self.call = call
+        self.join = join
+        self.place = start
+        self.inputs = {name: array[start:stop] for name, array in call.inputs.items()}
+        self.rows = stop - start
+        self.key = call.key
+        self.deadline_s = call.deadline_s
+        self.priority = call.priority
+        self.arrived_s = call.arrived_s
+        self.gone = False
+        self.running = False
+
+    def done(self, outputs: Tensors, version: str, now: float, started_s: float) -> None:
+        self.join.parts[self.place] = outputs
+        if len(self.join.parts) == self.join.count:
+            ordered = [self.join.parts[place] for place in sorted(self.join.parts)]
+            joined = {name: np.concatenate([part[name] for part in ordered]) for name in ordered[0]}
+            self.call.done(joined, version, now, started_s)
+
+    def fail(self, error: InterlockError, now: float) -> None:
+        self.call.fail(error, now)
+
+
+class Join:
+    """The parts of one call that are done, by their first row."""
+
+    __slots__ = ("count", "parts")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.parts: dict[int, Tensors] = {}
+
+
+def kind_of(error: InterlockError) -> int:
+    """Under which count an error goes. What is the client's fault never counts against an arm."""
+    if isinstance(error, InvalidRequest):
+        return INVALID
+    if isinstance(error, DeadlineExceeded):
+        return TIMED_OUT
+    return FAILED
+
+
+def split(call: Call, largest_rows: int) -> list[Part]:
+    """A call cut into parts of at most `largest_rows` rows."""
+    starts = range(0, call.rows, largest_rows)
+    join = Join(len(starts))
+    call.parts = [Part(call, join, start, min(start + largest_rows, call.rows)) for start in starts]
+    return call.parts

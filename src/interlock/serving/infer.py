@@ -1,0 +1,250 @@
+"""Infer: route to version to lane, with the request id and the counts; what every protocol calls."""
+
+import random
+from collections.abc import Awaitable, Callable
+from itertools import count
+from time import monotonic, time
+from typing import Literal
+
+from interlock.core.errors import (
+    Draining,
+    Forbidden,
+    InterlockError,
+    ModelNotFound,
+    NotReady,
+    Quarantined,
+    Unavailable,
+    VersionNotFound,
+)
+from interlock.core.letters import VersionState, VersionStatus
+from interlock.core.model import Model, ModelSettings, Version
+from interlock.core.request import PRIORITY_NORMAL, Request, Sink, Ticket, id_prefix
+from interlock.core.request import deadline as deadline_of
+from interlock.core.route import Arm, Route
+from interlock.core.state import ArmCounts, ArmKey
+from interlock.serving.admission import decide
+from interlock.serving.block import Block, Slot
+from interlock.serving.lane import Lane
+
+DIRECT_ARM = 255
+"""The arm of requests that name their version: no evidence for or against a release."""
+
+Counts = Callable[[], dict[ArmKey, ArmCounts]]
+Repository = Callable[[Literal["load", "unload"], str], Awaitable[None]]
+
+
+class Target:
+    """The version that one request goes to, under the arm that it is counted for."""
+
+    __slots__ = ("_prefix", "_sequence", "arm", "lane", "model", "settings", "slot", "version")
+
+    def __init__(
+        self,
+        model: str,
+        lane: Lane,
+        settings: ModelSettings,
+        arm: Arm,
+        slot: Slot,
+        prefix: bytes,
+        sequence: "count[int]",
+    ) -> None:
+        self.model = model
+        self.lane = lane
+        self.version = lane.version
+        self.settings = settings
+        self.arm = arm
+        self.slot = slot
+        self._prefix = prefix
+        self._sequence = sequence
+
+    def submit(self, request: Request, sink: Sink) -> Ticket:
+        """Begin. The sink hears of it on the loop, after this returned.
+
+        Raises: Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge: nothing was begun.
+        """
+        request_id = self._prefix + b"%x-%x" % (int(time() * 1000), next(self._sequence))
+        return self.lane.start(request, sink, request_id, self.slot)
+
+
+class _Entry:
+    """How one model is answered: a route with a target for each arm, and one for each version by number."""
+
+    __slots__ = ("by_arm", "by_number", "model", "only", "route")
+
+    def __init__(
+        self, model: Model, route: Route, by_arm: dict[int, Target], by_number: dict[str, Target]
+    ) -> None:
+        self.model = model
+        self.route = route
+        self.by_arm = by_arm
+        self.by_number = by_number
+        # With one arm the route has nothing to choose.
+        self.only = next(iter(by_arm.values())) if len(by_arm) == 1 else None
+
+
+class Infer:
+    """The front of the data plane in one worker. For its event loop; swapping a route is one assignment."""
+
+    def __init__(
+        self, block: Block, origin: int, counts: Counts, repository: Repository | None = None
+    ) -> None:
+        self._block = block
+        self._origin = origin
+        self._counts = counts
+        self._repository = repository
+        self._entries: dict[str, _Entry] = {}
+        self._known: dict[str, Model] = {}
+        self._statuses: tuple[VersionStatus, ...] = ()
+        self._versions: dict[tuple[str, str], Version] = {}
+        self._sequence = count()
+        self._draw = random.random
+        self.live = True
+        self.ready = False
+        self.draining = False
+
+    # --- what protocols call ---
+
+    def choose(self, model: str, number: str | None, unit: bytes | None) -> Target:
+        """The target of one request.
+
+        Raises: ModelNotFound, VersionNotFound, NotReady, Quarantined, Draining.
+        """
+        entry = self._entries.get(model)
+        if entry is None or self.draining:
+            raise self._absent(model, number)
+        if number is None:
+            if entry.only is not None:
+                return entry.only
+            return entry.by_arm[entry.route.choose(unit, self._draw).index]
+        target = entry.by_number.get(number)
+        if target is None:
+            raise self._absent(model, number)
+        return target
+
+    def admit(
+        self, model: str, number: str | None, timeout_s: float | None, received_s: float
+    ) -> Unavailable | None:
+        """Stage one of admission, before the body is read: None, or why a request of one row cannot be
+        answered in time. Raises: ModelNotFound, VersionNotFound, DeadlineInvalid."""
+        entry = self._entries.get(model)
+        if entry is None or self.draining:
+            error = self._absent(model, number)
+            if isinstance(error, Unavailable):
+                return error
+            raise error
+        target = entry.only if number is None else entry.by_number.get(number)
+        if target is None or target.lane.outstanding == 0:
+            return None
+        now = monotonic()
+        until_s = deadline_of(received_s, timeout_s, target.settings)
+        refusal = decide(target.lane.view(now), 1, until_s, PRIORITY_NORMAL, now)
+        if isinstance(refusal, Unavailable):
+            target.slot.refused()
+            return refusal
+        return None
+
+    def settings(self, model: str) -> ModelSettings:
+        """Raises: ModelNotFound."""
+        known = self._known.get(model)
+        if known is None:
+            raise self._absent(model, None)
+        return known.settings
+
+    def model_ready(self, model: str, number: str | None) -> bool:
+        """Raises: ModelNotFound, VersionNotFound."""
+        if model not in self._known or (number is not None and (model, number) not in self._versions):
+            raise self._absent(model, number)
+        entry = self._entries.get(model)
+        if entry is None or self.draining:
+            return False
+        targets = entry.by_arm.values() if number is None else [entry.by_number.get(number)]
+        return all(target is not None and target.lane.broken is None for target in targets)
+
+    def index(self) -> list[VersionStatus]:
+        """All versions that this worker knows of."""
+        return list(self._statuses)
+
+    def version(self, model: str, number: str | None) -> Version:
+        """The version that a number names, or the incumbent. Raises: ModelNotFound, VersionNotFound, NotReady."""
+        if number is None:
+            entry = self._entries.get(model)
+            if entry is None:
+                raise self._absent(model, None)
+            return entry.by_arm[entry.route.arms[0].index].version
+        try:
+            return self._versions[model, number]
+        except KeyError:
+            raise self._absent(model, number) from None
+
+    def stats(self, model: str | None, number: str | None) -> list[tuple[ArmKey, ArmCounts]]:
+        """Cumulative counts of the whole node, by arm."""
+        return [
+            (key, counts)
+            for key, counts in self._counts().items()
+            if key.model and model in (None, key.model) and number in (None, key.version)
+        ]
+
+    def repository(self, action: Literal["load", "unload"], model: str) -> Awaitable[None]:
+        """Ask control to load or unload. Raises: Forbidden unless the node was started with permission."""
+        if self._repository is None:
+            raise Forbidden(
+                f"{action} of '{model}' over the data port is switched off, for it would pass by the release"
+                f" gates; use `interlock release`, or start the node with --allow-repository-control"
+            )
+        return self._repository(action, model)
+
+    # --- what the worker calls ---
+
+    def swap(self, model: Model, route: Route | None, lanes: dict[str, Lane]) -> None:
+        """Answer a model by a route; `lanes` are those of its versions that are ready, by number."""
+        if route is None:
+            self._entries.pop(model.name, None)
+            return
+        by_arm = {arm.index: self._target(model, lanes[arm.version], route, arm) for arm in route.arms}
+        direct = {
+            number: self._target(model, lane, route, Arm(DIRECT_ARM, "direct", number, 0.0))
+            for number, lane in lanes.items()
+        }
+        # A version that is the only one of its route is counted under it, by whichever path it was asked.
+        if len(route.arms) == 1:
+            direct[route.arms[0].version] = by_arm[route.arms[0].index]
+        self._entries[model.name] = _Entry(model, route, by_arm, direct)
+
+    def update(
+        self,
+        known: dict[str, Model],
+        statuses: tuple[VersionStatus, ...],
+        versions: dict[tuple[str, str], Version],
+    ) -> None:
+        """What the worker knows of now: for the index, metadata and error messages."""
+        self._known = known
+        self._statuses = statuses
+        self._versions = versions
+
+    def _target(self, model: Model, lane: Lane, route: Route, arm: Arm) -> Target:
+        key = ArmKey(model.name, arm.version, route.release, route.epoch, arm.index)
+        prefix = id_prefix(route.release, route.epoch, arm.index, self._origin)
+        return Target(model.name, lane, model.settings, arm, self._block.slot(key), prefix, self._sequence)
+
+    def _absent(self, model: str, number: str | None) -> InterlockError:
+        """Why a model or version does not answer, as precisely as this worker knows."""
+        if self.draining:
+            return Draining("this worker is about to leave; try again")
+        if model not in self._known:
+            known = ", ".join(f"'{name}'" for name in sorted(self._known)[:8]) or "none"
+            return ModelNotFound(f"model '{model}' is not served here; served: {known}")
+        mine = [status for status in self._statuses if status.model == model]
+        if number is not None:
+            mine = [status for status in mine if status.number == number]
+            if not mine:
+                loaded = sorted(s.number for s in self._statuses if s.model == model)
+                return VersionNotFound(
+                    f"version '{number}' of model '{model}' is not loaded; loaded: {loaded}"
+                )
+        for status in mine:
+            if status.state is VersionState.QUARANTINED:
+                return Quarantined(
+                    f"version {status.number} of model '{model}' is quarantined: {status.reason}", 60.0
+                )
+        state = "; ".join(f"version {s.number} is {s.state.value} {s.reason}".strip() for s in mine)
+        return NotReady(f"model '{model}' is not ready: {state or 'no version is loaded yet'}")

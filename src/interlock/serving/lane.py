@@ -1,0 +1,313 @@
+"""Lane: the async shell of one version's batcher in one worker; joins, runs, takes apart, answers in time.
+
+The fast path has no coroutine and no timer: requests of one turn of the loop are joined and, inline, run in
+the same turn. All methods are for the worker's event loop.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from math import inf
+from time import monotonic
+
+import numpy as np
+
+from interlock.core.errors import (
+    DeadlineExceeded,
+    Draining,
+    InterlockError,
+    InvalidRequest,
+    OutputMismatch,
+    Quarantined,
+    RequestTooLarge,
+    Unavailable,
+)
+from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
+from interlock.core.request import Request, Sink, Tally
+from interlock.serving.admission import QueueView, decide
+from interlock.serving.batcher import Batch, Batcher
+from interlock.serving.call import Call, Part, split
+from interlock.serving.latency import LatencyModel
+from interlock.serving.placement import Place
+
+Item = Call | Part
+
+# A place that can kill gives a batch up as hung after this share of the time that its most urgent request
+# has left: early enough to try the halves five times over, so that the neighbours of a request that hangs
+# the model are still answered.
+HUNG_SHARE = 0.25
+HUNG_AT_LEAST_S = 0.5
+HUNG_TIMES_PREDICTED = 10.0
+REJOIN_PAUSE_S = 0.02
+
+
+class Lane:
+    """Runs the requests of one version on its place. Fulfils `graph.Step`.
+
+    `outstanding` counts requests taken and not settled: the version may be unloaded at 0. `crumb`, if given,
+    is called with the number of requests before and with 0 after each batch that runs in this process, so
+    that a crash can be laid to the version.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        settings: ModelSettings,
+        place: Place,
+        crumb: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.version = version
+        self.settings = settings
+        self.place = place
+        self.outstanding = 0
+        self.draining = False
+        self.broken: Quarantined | None = None
+        self._crumb = crumb
+        self._loop = asyncio.get_running_loop()
+        signature, capabilities = version.signature, version.capabilities
+        joinable = capabilities.batchable and signature.batch_axis == 0
+        limit = capabilities.max_batch_rows
+        if settings.max_batch_rows is not None:
+            limit = min(limit, settings.max_batch_rows)
+        self._latency = LatencyModel(version.profile.batch_s)
+        self._batcher: Batcher[Item] = Batcher(max(1, limit), self._latency, joinable, settings.max_wait_s)
+        self._joinable = joinable
+        self._retry = capabilities.side_effect_free
+        # When only the batch axis varies, all requests for all outputs may be joined, and need no key.
+        self._one_shape = all(all(size >= 0 for size in spec.shape[1:]) for spec in signature.inputs)
+        self._specs = {spec.name: (DATATYPES[spec.datatype], len(spec.shape)) for spec in signature.outputs}
+        self._names = tuple(self._specs)
+        self._has_rows = signature.batch_axis == 0
+        self._running: dict[Batch[Item], None] = {}
+        self._awake = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = inf
+
+    def view(self, now: float) -> QueueView:
+        """The lane as admission sees it."""
+        batcher = self._batcher
+        busy_s = 0.0
+        for batch in self._running:
+            left_s = batch.started_s + self._latency.predict(max(batch.rows, 1)) - now
+            busy_s = max(busy_s, left_s, 1e-6)
+        return QueueView(
+            batcher.waiting_rows,
+            self.settings.queue_rows,
+            batcher.max_rows,
+            self._latency.predict(min(batcher.max_rows, max(1, batcher.waiting_rows + 1))),
+            busy_s,
+            self.place.slots,
+        )
+
+    def start(self, request: Request, sink: Sink, request_id: bytes, tally: Tally) -> Call:
+        """Take a request in. What is wrong with it is raised here, before it is dispatched.
+
+        Raises: Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge.
+        """
+        batcher = self._batcher
+        if self.draining or self.broken is not None:
+            tally.refused()
+            raise self.broken or Draining(f"{self.version.key} is being unloaded; try again")
+        now = monotonic()
+        if batcher.waiting_rows or self._running or request.deadline_s <= now:
+            refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
+            if refusal is not None:
+                tally.refused()
+                raise refusal
+        key: Hashable = None
+        if not self._one_shape or request.outputs is not None:
+            key = tuple((name, array.shape[1:]) for name, array in request.inputs.items()), request.outputs
+        call = Call(request, sink, request_id, tally, key, self._leave)
+        if request.rows > batcher.max_rows:
+            self._offer_parts(call)
+        else:
+            batcher.offer(call)
+        tally.dispatched()
+        self.outstanding += 1
+        if not self._awake:
+            self._awake = True
+            self._loop.call_soon(self._step)
+        return call
+
+    def _offer_parts(self, call: Call) -> None:
+        if not self._joinable:
+            call.tally.refused()
+            raise RequestTooLarge(
+                f"{call.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
+                f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
+            )
+        for part in split(call, self._batcher.max_rows):
+            self._batcher.offer(part)
+
+    def _step(self) -> None:
+        batcher = self._batcher
+        slots = self.place.slots
+        self._awake = True  # inline batches end in here; they need not wake us again
+        while len(self._running) < slots:
+            now = monotonic()
+            batch = batcher.take(now)
+            if batch is None:
+                break
+            self._run(batch, now)
+        self._awake = False
+        self._watch()
+
+    def _run(self, batch: Batch[Item], now: float) -> None:
+        items = batch.items
+        batch.started_s = now
+        first = items[0]
+        try:
+            inputs = first.inputs if len(items) == 1 else join([item.inputs for item in items])
+        except Exception as error:  # no input that the wire let through may end the step
+            self._settle_failed(batch, InvalidRequest(f"the inputs cannot be joined: {error}"), now)
+            return
+        request = first.request if isinstance(first, Call) else first.call.request
+        predicted_s = self._latency.predict(max(1, batch.rows))
+        soonest_s = first.deadline_s
+        if len(items) > 1:
+            soonest_s = min([item.deadline_s for item in items])
+            allowed_s = HUNG_SHARE * (soonest_s - now)
+        else:
+            allowed_s = soonest_s - now
+        kill_at_s = now + max(allowed_s, HUNG_AT_LEAST_S, HUNG_TIMES_PREDICTED * predicted_s)
+        self._running[batch] = None
+        if self._crumb is not None:
+            self._crumb(self.version.key, len(items))
+
+        def done(result: Tensors | InterlockError, compute_s: float) -> None:
+            self._finished(batch, result, compute_s)
+
+        self.place.run(inputs, request.outputs, len(items), kill_at_s, done)
+
+    def _finished(self, batch: Batch[Item], result: Tensors | InterlockError, compute_s: float) -> None:
+        if self._crumb is not None:
+            self._crumb("", 0)
+        del self._running[batch]
+        now = monotonic()
+        if isinstance(result, InterlockError):
+            self._settle_failed(batch, result, now)
+        else:
+            self._latency.learn(max(1, batch.rows), compute_s)
+            tally = batch.items[0]
+            (tally if isinstance(tally, Call) else tally.call).tally.batch(batch.rows, compute_s)
+            wrong = self._wrong(result, batch)
+            if wrong is None:
+                self._settle(batch, result, now)
+            else:
+                self._settle_failed(batch, wrong, now)
+        if not self._awake and (self._batcher.waiting_items or self._batcher.retrying):
+            self._awake = True
+            self._loop.call_soon(self._step)
+
+    def _settle(self, batch: Batch[Item], outputs: Tensors, now: float) -> None:
+        number, started_s = self.version.number, batch.started_s
+        items = batch.items
+        if len(items) == 1:
+            item = items[0]
+            if not item.gone:
+                item.gone = True
+                item.done(outputs, number, now, started_s)
+                self._settled(item)
+            return
+        arrays = list(outputs.items())
+        at = 0
+        for item in items:
+            end = at + item.rows
+            if not item.gone:
+                item.gone = True
+                item.done({name: array[at:end] for name, array in arrays}, number, now, started_s)
+                self._settled(item)
+            at = end
+
+    def _settle_failed(self, batch: Batch[Item], error: InterlockError, now: float) -> None:
+        if isinstance(error, Unavailable):
+            # The place went away before it began. Each try ends in an answer by the deadline at the latest.
+            self._batcher.again(batch)
+            if not self._awake:
+                self._awake = True
+                self._loop.call_later(REJOIN_PAUSE_S, self._step)
+            return
+        if self._retry and self._batcher.halve(batch):
+            return
+        for item in batch.items:
+            if not item.gone:
+                item.gone = True
+                item.fail(error, now)
+                self._settled(item)
+
+    def _settled(self, item: Item) -> None:
+        # A call in parts stops being outstanding once, when all of it is answered or dropped.
+        if isinstance(item, Call):
+            self.outstanding -= 1
+        elif item.call.settled and not item.call.gone:
+            item.call.gone = True
+            self.outstanding -= 1
+
+    def _wrong(self, outputs: Tensors, batch: Batch[Item]) -> OutputMismatch | None:
+        first = batch.items[0]
+        request = first.request if isinstance(first, Call) else first.call.request
+        specs = self._specs
+        for name in request.outputs or self._names:
+            array = outputs.get(name)
+            if array is None:
+                return OutputMismatch(f"predict returned {sorted(outputs)}, the signature wants '{name}'")
+            dtype, rank = specs[name]
+            if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "SU"):
+                return OutputMismatch(f"output '{name}' has dtype {array.dtype}, the signature wants {dtype}")
+            if array.ndim != rank:
+                return OutputMismatch(
+                    f"output '{name}' has shape {array.shape}, the signature wants {rank} axes"
+                )
+            if self._has_rows and len(array) != batch.rows:
+                return OutputMismatch(f"output '{name}' has {len(array)} rows for a batch of {batch.rows}")
+        return None
+
+    def _leave(self, call: Call) -> None:
+        """A call was cancelled, or failed in one of its parts: drop what is left of it."""
+        batcher = self._batcher
+        if call.parts is None:
+            batcher.cancel(call)
+            self.outstanding -= 1
+            return
+        for part in call.parts:
+            batcher.cancel(part)
+        if not call.gone:
+            call.gone = True
+            self.outstanding -= 1
+
+    def _watch(self) -> None:
+        """Keep one timer at the earliest deadline of all that waits or runs."""
+        earliest_s = self._batcher.earliest_deadline_s
+        for batch in (*self._running, *self._batcher.retrying):
+            for item in batch.items:
+                if not item.gone and item.deadline_s < earliest_s:
+                    earliest_s = item.deadline_s
+        if earliest_s < self._timer_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_s = earliest_s
+            self._timer = self._loop.call_later(max(0.0, earliest_s - monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._timer, self._timer_s = None, inf
+        now = monotonic()
+        late: list[Item] = self._batcher.expire(now)
+        for batch in (*self._running, *self._batcher.retrying):
+            for item in batch.items:
+                if not item.gone and item.deadline_s <= now:
+                    item.gone = True
+                    late.append(item)
+        for item in late:
+            limit_s = item.deadline_s - item.arrived_s
+            state = "running" if item.running else "waiting"
+            item.fail(DeadlineExceeded(f"no answer within {limit_s:.3f} s (the request was {state})"), now)
+            self._settled(item)
+        self._watch()
+
+
+def join(inputs: list[Tensors]) -> Tensors:
+    """The inputs of several requests as one batch, joined on the batch axis.
+
+    >>> join([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}])["x"].shape
+    (3, 2)
+    """
+    return {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
