@@ -12,7 +12,7 @@ from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
 _encode = msgspec.json.Encoder().encode
 _MOST_SHAPES = 64
 _N = ord("n")
-"""msgspec writes null for what is not finite, and no number has this letter; 0.14 us less than looking for all."""
+"""msgspec writes null for what is not finite; no number has this letter. One byte is found 0.14 us sooner."""
 
 
 def answer_head(model: str, number: str) -> bytes:

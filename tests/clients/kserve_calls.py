@@ -1,0 +1,45 @@
+"""Calls a server as a user of KServe's SDK does, and prints what came back. Argument: its URL.
+
+Runs in the SDK's own environment, so it imports nothing of ours.
+"""
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import numpy as np
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [1.0, 2.0, 3.0, 4.0]], np.float32)
+
+
+async def infer(client: InferenceRESTClient, url: str, is_binary: bool) -> dict[str, Any]:
+    tensor = InferInput("x", list(ROWS.shape), "FP32")
+    tensor.set_data_from_numpy(ROWS, binary_data=is_binary)
+    request = InferRequest("iris", [tensor], request_id="mine", parameters={"binary_data_output": is_binary})
+    response = await client.infer(url, request, model_name="iris")
+    return {
+        "id": response.id,
+        "model": response.model_name,
+        "outputs": {output.name: output.as_numpy().tolist() for output in response.outputs},
+    }
+
+
+async def main(url: str) -> None:
+    client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0))
+    try:
+        found = {
+            "live": await client.is_server_live(url),
+            "ready": await client.is_server_ready(url),
+            "model_ready": await client.is_model_ready(url, "iris"),
+            "missing_ready": await client.is_model_ready(url, "none"),
+            "json": await infer(client, url, is_binary=False),
+            "binary": await infer(client, url, is_binary=True),
+        }
+    finally:
+        await client.close()
+    print(json.dumps(found))
+
+
+asyncio.run(main(sys.argv[1]))
