@@ -1,6 +1,7 @@
 """Calls a server as a user of KServe's SDK does, and prints what came back. Argument: its URL.
 
-Runs in the SDK's own environment, so it imports nothing of ours.
+Runs in the SDK's own environment, so it imports nothing of ours; and nothing of the SDK at its top, because
+the doctests of this folder are collected without it.
 """
 
 import asyncio
@@ -9,12 +10,13 @@ import sys
 from typing import Any
 
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
 ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [1.0, 2.0, 3.0, 4.0]], np.float32)
 
 
-async def infer(client: InferenceRESTClient, url: str, is_binary: bool) -> dict[str, Any]:
+async def infer(client: Any, url: str, is_binary: bool) -> dict[str, Any]:
+    from kserve import InferInput, InferRequest
+
     tensor = InferInput("x", list(ROWS.shape), "FP32")
     tensor.set_data_from_numpy(ROWS, binary_data=is_binary)
     request = InferRequest("iris", [tensor], request_id="mine", parameters={"binary_data_output": is_binary})
@@ -27,6 +29,8 @@ async def infer(client: InferenceRESTClient, url: str, is_binary: bool) -> dict[
 
 
 async def main(url: str) -> None:
+    from kserve import InferenceRESTClient, RESTConfig
+
     client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0))
     try:
         found = {
@@ -42,4 +46,5 @@ async def main(url: str) -> None:
     print(json.dumps(found))
 
 
-asyncio.run(main(sys.argv[1]))
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
