@@ -228,8 +228,9 @@ def test_one_empty_line_before_a_request_is_skipped() -> None:
     assert by_us(b"\r\n" + NEXT + b"\r\n" + NEXT) == (by_h11(NEXT + NEXT)[0], False)
 
 
-def test_two_empty_lines_first_are_refused() -> None:
-    assert by_us(b"\r\n\r\n" + NEXT) == ([], True)
+@pytest.mark.parametrize("first", [b"\r\n\r\n", b"\r\r", b"\n", b"\r", b" "])
+def test_other_beginnings_are_refused(first: bytes) -> None:
+    assert by_us(first + NEXT) == ([], True)
 
 
 def test_an_absolute_target_is_reduced_and_names_the_host() -> None:

@@ -14,7 +14,7 @@ from time import monotonic
 
 from interlock.wire.http_connection import Connection
 from interlock.wire.http_exchange import App, Exchange, ResponseStream, status_start
-from interlock.wire.http_head import Head, Refusal
+from interlock.wire.http_head import Head, HeadReader, Refusal
 from interlock.wire.http_limits import Counts, HttpLimits
 
 __all__ = [
@@ -57,6 +57,7 @@ class HttpServer:
         self.app = app
         self.limits = limits
         self.counts = Counts()
+        self.head_reader = HeadReader(limits)
         self.is_draining = False
         self.lines: dict[int, bytes] = {}
         """Start of an answer up to `content-length: ` by status, good for the current second."""

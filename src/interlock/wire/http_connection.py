@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from interlock.wire.http_body import ChunkedBody, inflate
 from interlock.wire.http_exchange import CLOSE, DONE, GONE, KEEP, LINGER, OPEN, App, Exchange
-from interlock.wire.http_head import Head, Refusal, Scout, parse_head, refusal
+from interlock.wire.http_head import Head, HeadReader, Refusal, Scout, refusal
 from interlock.wire.http_limits import Counts, HttpLimits, body_is_late, linger_is_over
 
 _LOG = logging.getLogger("interlock.wire")
@@ -47,6 +47,7 @@ class Owner(Protocol):
     app: App
     limits: HttpLimits
     counts: Counts
+    head_reader: HeadReader
     lines: dict[int, bytes]
     is_draining: bool
 
@@ -349,7 +350,7 @@ class Connection(asyncio.Protocol):
         if len(raw) > self._limits.max_header_bytes:
             self._fail(self._too_long())
             return
-        head = parse_head(raw, received_s, self._limits)
+        head = self._server.head_reader.read(raw, received_s)
         if isinstance(head, Refusal):
             self._fail(head)
             return
