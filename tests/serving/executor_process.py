@@ -24,7 +24,7 @@ from interlock.core.model import (
     digest_of,
 )
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
-from interlock.serving.block import BlockView, block_path, read_block
+from interlock.serving.counters import BlockView, block_path, read_block
 from interlock.serving.executor import ExecutorPlace
 
 (

@@ -65,7 +65,7 @@ def test_the_breadcrumb(tmp_path: Path) -> None:
 def test_a_breadcrumb_half_written_is_no_breadcrumb(tmp_path: Path) -> None:
     block = Block.create(tmp_path, "x", 1)
     block.running("m/1@abc", requests=1, kill_at_s=5.0)
-    block._header[layout._CRUMB] += 1  # the owner was killed between two stores
+    block._header[layout.CRUMB] += 1  # the owner was killed between two stores
     assert _crumb(block) == (Phase.IDLE, "", 0, 0.0, 0, 0)
 
 

@@ -51,12 +51,49 @@ async def test_a_batch_there_and_back(executor: Executor) -> None:
     # The answer outlives the next batch in the same memory.
     assert await place.works()
     np.testing.assert_array_equal(answer["y"], x * 2)
+    await until(lambda: _phase(executor) is Phase.IDLE)
     block = executor.block()
     assert block is not None
     assert (block.phase, block.version_key, block.owner) == (Phase.IDLE, executor.version.key, 77)
     assert time.monotonic() - block.heartbeat_s < 5
     await place.place.close()
     assert isinstance(await place.command(say.TWICE), NotStarted)
+
+
+async def test_two_slots_are_two_batches_at_once_and_a_third_is_sent_back(executor: Executor) -> None:
+    place = executor.place(slots=2)
+    await place.connect()
+    for _ in range(50):
+        inputs = [{"x": np.array([[0, value]], np.float32)} for value in range(2)]
+        first, second = [place.begin(tensors) for tensors in inputs]
+        third = place.begin(inputs[0])
+        assert isinstance(await third, NotStarted)
+        answers = [await first, await second]
+        assert [answer["y"].tolist() for answer in answers if isinstance(answer, dict)] == [
+            [[0, 0]],
+            [[0, 2]],
+        ]
+    await place.place.close()
+
+
+async def test_the_next_batch_is_offered_from_within_the_answer_to_the_last(executor: Executor) -> None:
+    place = executor.place()
+    await place.connect()
+    finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answers: list[object] = []
+
+    def done(result: object, elapsed_s: float) -> None:
+        answers.append(result)
+        if len(answers) == 200:
+            finished.set_result(len(answers))
+        else:
+            place.place.run(x, ("y",), 1, time.monotonic() + 20, done)
+
+    x = {"x": np.zeros((1, 4), np.float32)}
+    place.place.run(x, ("y",), 1, time.monotonic() + 20, done)
+    assert await asyncio.wait_for(finished, 20) == 200
+    assert all(isinstance(answer, dict) for answer in answers)
+    await place.place.close()
 
 
 async def test_large_tensors_grow_the_arenas_both_ways(executor: Executor) -> None:

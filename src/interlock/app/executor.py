@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from interlock.app import logs
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
@@ -30,6 +31,7 @@ def main(args: ProcessArgs) -> int:
     path = executor_socket(args.config.home, version)
     block = Block.create(run_folder(args.config.home), args.process, args.incarnation, rows=1, most_rows=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel's timer against hangs must be able to kill
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Workers may connect from now on, and wait for the load without asking again and again.
     listener = listen(path)
@@ -48,7 +50,8 @@ def _serve(args: ProcessArgs, version: Version, host: Host, block: Block, listen
     except BaseException as error:  # whatever a model's own code raises while it is loaded
         why = _why(error)
         _log.error("load failed", extra=logs.fields(version=version.key, reason=why), exc_info=error)
-        reason.write_text(why)
+        with suppress(OSError):  # a full disk: workers are told, the log has it
+            reason.write_text(why)
         block.idle()
         host.refuse(why, REFUSE_S)
         return EXIT_LOAD_FAILED

@@ -13,30 +13,28 @@ import hashlib
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
 import msgspec
 
 from interlock.core.errors import ConfigError
-from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmKey
 
 MAGIC = 0x4B434F4C_42544E49  # "INTBLOCK" in the byte order of the machine that wrote it
 SCHEMA = 1
 
 # Header, in cells of 8 bytes.
-(_MAGIC, _SCHEMA, _PID, _INCARNATION, _ROW_BYTES, HEARTBEAT_NS, _OVERFLOWED) = range(7)
-(_CRUMB, PHASE, REQUESTS, KILL_AT_NS, OWNER, SEQUENCE, _VERSION_LENGTH) = range(8, 15)
-_PROCESS_LENGTH = 15
-_TEXT_BYTES = 960  # a model's name is at most 512 bytes; the rest is for number and digest
-_PROCESS_AT, _VERSION_AT = 1024, 2048
+(MAGIC_AT, SCHEMA_AT, PID, INCARNATION, ROW_BYTES, HEARTBEAT_NS, OVERFLOWED) = range(7)
+(CRUMB, PHASE, REQUESTS, KILL_AT_NS, OWNER, SEQUENCE, VERSION_LENGTH) = range(8, 15)
+PROCESS_LENGTH = 15
+TEXT_BYTES = 960  # a model's name is at most 512 bytes; the rest is for number and digest
+PROCESS_AT, VERSION_AT = 1024, 2048
 HEADER_BYTES = 4096
 
 # One row: key (length, then JSON), then these cells.
-_KEY_CELLS = 128
-_KEY_BYTES = (_KEY_CELLS - 1) * 8
+KEY_CELLS = 128
+KEY_BYTES = (KEY_CELLS - 1) * 8
 (OK, INVALID, FAILED, TIMED_OUT, CANCELLED, REFUSED, ROWS, BATCHES, COMPUTE_NS) = range(9)
 TOTAL = 9
 """First of `BUCKETS` cells: requests by seconds from receipt to settlement; `TOTAL_SUM_NS` is their sum."""
@@ -49,13 +47,11 @@ COMPUTE_SUM_NS = COMPUTE + BUCKETS
 # more settled than dispatched.
 DISPATCHED = COMPUTE_SUM_NS + 1
 CELLS = DISPATCHED + 1
-_ROW_CELLS = (_KEY_CELLS + CELLS + 15) // 16 * 16
-_ROW = _ROW_CELLS * 8
+ROW_CELLS = (KEY_CELLS + CELLS + 15) // 16 * 16
+ROW = ROW_CELLS * 8
 
 OTHER = ArmKey(model="", version="", release=0, epoch=0, arm=0)
 """Where requests are counted when a block has no row left; no model has an empty name."""
-
-_key_json = msgspec.json.Decoder(ArmKey)
 
 
 class Phase(IntEnum):
@@ -139,12 +135,12 @@ class Block:
         self._header = memoryview(b"").cast("q")
         self._map = self._grow(max(rows, 1))
         header = self._header
-        header[_PID] = os.getpid()
-        header[_INCARNATION] = incarnation
-        header[_ROW_BYTES] = _ROW
-        header[_SCHEMA] = SCHEMA
-        self._text(_PROCESS_AT, _PROCESS_LENGTH, process)
-        header[_MAGIC] = MAGIC
+        header[PID] = os.getpid()
+        header[INCARNATION] = incarnation
+        header[ROW_BYTES] = ROW
+        header[SCHEMA_AT] = SCHEMA
+        self._text(PROCESS_AT, PROCESS_LENGTH, process)
+        header[MAGIC_AT] = MAGIC
         self._other = self._row(OTHER)
 
     @classmethod
@@ -211,20 +207,20 @@ class Block:
     ) -> None:
         # Odd while it changes: a reader that sees an odd or another number has not seen one breadcrumb.
         header = self._header
-        crumb = header[_CRUMB]
-        header[_CRUMB] = crumb + 1
+        crumb = header[CRUMB]
+        header[CRUMB] = crumb + 1
         if version_key != self._version_key:
-            self._text(_VERSION_AT, _VERSION_LENGTH, version_key)
+            self._text(VERSION_AT, VERSION_LENGTH, version_key)
             self._version_key = version_key
         header[REQUESTS] = requests
         header[KILL_AT_NS] = int(kill_at_s * 1e9)
         header[OWNER] = owner
         header[SEQUENCE] = sequence
         header[PHASE] = phase
-        header[_CRUMB] = crumb + 2
+        header[CRUMB] = crumb + 2
 
     def _text(self, at: int, length: int, text: str) -> None:
-        data = text.encode()[:_TEXT_BYTES]
+        data = text.encode()[:TEXT_BYTES]
         self._map[at : at + len(data)] = data
         self._header[length] = len(data)
 
@@ -238,46 +234,24 @@ class Block:
                 full = False
             except OSError:
                 full = True  # the disk: nothing is lost, the requests are counted under OTHER
-        if full or len(data) > _KEY_BYTES:
-            self._header[_OVERFLOWED] += 1
+        if full or len(data) > KEY_BYTES:
+            self._header[OVERFLOWED] += 1
             return self._other
-        at = HEADER_BYTES + index * _ROW
+        at = HEADER_BYTES + index * ROW
         self._map[at + 8 : at + 8 + len(data)] = data
-        cells = memoryview(self._map).cast("q")[at // 8 : (at + _ROW) // 8]
-        slot = self._slots[key] = Slot(key, cells[_KEY_CELLS : _KEY_CELLS + CELLS])
+        cells = memoryview(self._map).cast("q")[at // 8 : (at + ROW) // 8]
+        slot = self._slots[key] = Slot(key, cells[KEY_CELLS : KEY_CELLS + CELLS])
         cells[0] = len(data)  # publishes the row: readers stop at the first that has no length
         return slot
 
     def _grow(self, rows: int) -> mmap.mmap:
         # Earlier mappings stay, for the slots that were cut from them; all are views of the same pages.
-        size = HEADER_BYTES + rows * _ROW
+        size = HEADER_BYTES + rows * ROW
         _reserve(self._fd, size)
         mapped = mmap.mmap(self._fd, size)
         self._allocated_rows = rows
         self._header = memoryview(mapped).cast("q")[: HEADER_BYTES // 8]
         return mapped
-
-
-class BlockView(msgspec.Struct, frozen=True):
-    """One reading of a block. Times are monotonic seconds; `kill_at_s` 0 means never.
-
-    `version_key`, `requests`, `kill_at_s`, `owner` and `sequence` belong to `phase`; a reading always shows
-    one breadcrumb, never two mixed.
-    """
-
-    path: Path
-    process: str
-    pid: int
-    incarnation: int
-    heartbeat_s: float
-    phase: Phase
-    version_key: str
-    requests: int
-    kill_at_s: float
-    owner: int
-    sequence: int
-    overflowed: int
-    counts: dict[ArmKey, ArmCounts]
 
 
 def counters_folder(run_folder: Path) -> Path:
@@ -297,130 +271,6 @@ def block_path(run_folder: Path, process: str, incarnation: int) -> Path:
         head = process.encode()[:140].decode(errors="ignore")
         name = f"{head}~{hashlib.sha256(process.encode()).hexdigest()[:16]}"
     return counters_folder(run_folder) / f"{name}-{incarnation:x}.block"
-
-
-def read_block(path: Path, counts: bool = True) -> BlockView | None:
-    """What a block says now; None if it vanished, is cut short, or is not a block of this schema.
-
-    `counts=False` reads the header alone (heartbeat and breadcrumb): about 15 us.
-    """
-    with _opened(path, counts) as opened:
-        if opened is None:
-            return None
-        mapped, cells = opened
-        phase, version_key, requests, kill_at_ns, owner, sequence = _read_crumb(mapped, cells)
-        return BlockView(
-            path=path,
-            process=_read_text(mapped, _PROCESS_AT, cells[_PROCESS_LENGTH]),
-            pid=cells[_PID],
-            incarnation=cells[_INCARNATION],
-            heartbeat_s=cells[HEARTBEAT_NS] / 1e9,
-            phase=phase,
-            version_key=version_key,
-            requests=requests,
-            kill_at_s=kill_at_ns / 1e9,
-            owner=owner,
-            sequence=sequence,
-            overflowed=cells[_OVERFLOWED],
-            counts={key: as_counts(row) for key, row in _rows(mapped, cells)} if counts else {},
-        )
-
-
-def read_rows(path: Path) -> list[tuple[ArmKey, list[int]]] | None:
-    """The rows that counted anything, each with its `CELLS` cells; None where `read_block` says None."""
-    with _opened(path, whole=True) as opened:
-        return None if opened is None else list(_rows(*opened))
-
-
-def block_files(run_folder: Path) -> list[Path]:
-    """All blocks of a node, live and dead."""
-    return sorted(counters_folder(run_folder).glob("*.block"))
-
-
-def owner_is_dead(path: Path) -> bool:
-    """True when no process holds the block any more (it exists, and its lock is free)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
-
-
-def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
-    """The cells of one row as the mergeable state."""
-    return ArmCounts(
-        dispatched=row[DISPATCHED],
-        ok=row[OK],
-        invalid=row[INVALID],
-        failed=row[FAILED],
-        timed_out=row[TIMED_OUT],
-        cancelled=row[CANCELLED],
-        lost=lost,
-        refused=row[REFUSED],
-        rows=row[ROWS],
-        batches=row[BATCHES],
-        compute_ns=row[COMPUTE_NS],
-        total=Histogram(tuple(row[TOTAL:TOTAL_SUM_NS]), row[TOTAL_SUM_NS] / 1e9),
-        queue=Histogram(tuple(row[QUEUE:QUEUE_SUM_NS]), row[QUEUE_SUM_NS] / 1e9),
-        compute=Histogram(tuple(row[COMPUTE:COMPUTE_SUM_NS]), row[COMPUTE_SUM_NS] / 1e9),
-    )
-
-
-@contextmanager
-def _opened(path: Path, whole: bool) -> Iterator[tuple[mmap.mmap, memoryview] | None]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        yield None
-        return
-    try:
-        size = os.fstat(fd).st_size
-        mapped = mmap.mmap(fd, size if whole else HEADER_BYTES, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
-        yield None
-        return
-    finally:
-        os.close(fd)
-    with mapped, memoryview(mapped) as raw, raw[: len(raw) // 8 * 8].cast("q") as cells:
-        ours = size >= HEADER_BYTES and cells[_MAGIC] == MAGIC
-        yield (mapped, cells) if ours and (cells[_SCHEMA], cells[_ROW_BYTES]) == (SCHEMA, _ROW) else None
-
-
-def _rows(mapped: mmap.mmap, cells: memoryview) -> Iterator[tuple[ArmKey, list[int]]]:
-    for at in range(HEADER_BYTES // 8, len(cells) - _ROW_CELLS + 1, _ROW_CELLS):
-        length = cells[at]
-        if not 0 < length <= _KEY_BYTES:
-            return
-        start = at * 8 + 8
-        try:
-            key = _key_json.decode(mapped[start : start + length])
-        except msgspec.DecodeError:
-            return
-        row = cells[at + _KEY_CELLS : at + _KEY_CELLS + CELLS].tolist()
-        if any(row):
-            yield key, row
-
-
-def _read_crumb(mapped: mmap.mmap, cells: memoryview) -> tuple[Phase, str, int, int, int, int]:
-    for _ in range(64):
-        before = cells[_CRUMB]
-        phase = cells[PHASE]
-        crumb = (cells[REQUESTS], cells[KILL_AT_NS], cells[OWNER], cells[SEQUENCE])
-        version_key = _read_text(mapped, _VERSION_AT, cells[_VERSION_LENGTH])
-        if before % 2 == 0 and before == cells[_CRUMB] and phase in (0, 1, 2):
-            return Phase(phase), version_key, *crumb
-    # The owner stopped between two breadcrumbs: it was in neither.
-    return Phase.IDLE, "", 0, 0, 0, 0
-
-
-def _read_text(mapped: mmap.mmap, at: int, length: int) -> str:
-    return mapped[at : at + min(max(length, 0), _TEXT_BYTES)].decode(errors="replace")
 
 
 def _reserve(fd: int, size: int) -> None:

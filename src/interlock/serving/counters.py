@@ -26,13 +26,15 @@ from interlock.serving.block import (
     OTHER,
     TIMED_OUT,
     Block,
-    BlockView,
     Phase,
     Slot,
-    as_counts,
-    block_files,
     block_path,
     counters_folder,
+)
+from interlock.serving.block_reader import (
+    BlockView,
+    as_counts,
+    block_files,
     owner_is_dead,
     read_block,
     read_rows,
