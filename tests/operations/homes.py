@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from interlock.core.letters import Report, VersionState, VersionStatus
-from interlock.core.model import Placement, Signature, TensorSpec, Version
+from interlock.core.model import Placement, Signature, TensorSpec, Version, artifact_path
 from interlock.operations.context import Context, open_context
 from interlock.operations.status import NodeStatus, ProcessStatus
 from interlock.registry.rows import ReleaseRow, ReleaseState
@@ -49,3 +49,12 @@ def a_node(*reports: Report, workers: int = 1) -> NodeStatus:
     return NodeStatus(
         "local", workers, "http://127.0.0.1:8000", "http://127.0.0.1:8002", 1_700_000_000.0, 3, processes
     )
+
+
+def register_in_mlflow(ctx: Context, model: str, count: int) -> None:
+    """What plain MLflow code does; the files of these versions are in the home's cache already."""
+    client = ctx.registry.client
+    client.create_registered_model(model)
+    for number in range(1, count + 1):
+        client.create_model_version(model, source=str(ctx.home), run_id=None)
+        artifact_path(ctx.home, a_version(model, str(number)).digest).mkdir(parents=True)

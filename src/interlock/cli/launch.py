@@ -110,7 +110,7 @@ def _put_token(home: Path, token: str | None) -> None:
 def _spawn(config: NodeConfig, log: Path | None) -> subprocess.Popen[bytes]:
     """The supervisor in a session of its own: Ctrl-C reaches it once, through us, and not its workers too."""
     # -P: the folder in which one happens to be must not lend modules to a service.
-    command = [sys.executable, "-P", "-m", "interlock.app.node", msgspec.json.encode(config).decode()]
+    command = [sys.executable, "-P", "-m", "interlock.app.node", msgspec.json.encode(config, enc_hook=str).decode()]
     environment = {key: value for key, value in os.environ.items() if key != "INTERLOCK_TOKEN"}
     if log is None:
         return subprocess.Popen(

@@ -1,0 +1,145 @@
+"""Writes the reference pages that are made from the code: python docs/reference/generate.py.
+
+A test holds the pages to what this makes. metrics.md is written by hand around a table that a test holds.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from interlock.api.app import AdminDeps, openapi
+from interlock.api.problems import STATUSES
+from interlock.cli.main import COMMANDS, cli
+from interlock.cli.options import ENVIRONMENT
+from interlock.core import errors
+from interlock.core.errors import InterlockError
+from interlock.core.settings import NodeConfig
+from interlock.operations.context import open_context
+from interlock.operations.status import NodeStatus
+
+FOLDER = Path(__file__).parent
+
+_NOTE = "<!-- Made by docs/reference/generate.py; change the code, not this page. -->"
+
+
+WIDTH = {"terminal_width": 100, "max_content_width": 100}
+
+EXIT_CODES = {
+    "0": "it was done",
+    "1": "it failed; for `status`: the node is not ready",
+    "2": "the command line was wrong",
+    "130": "interrupted",
+}
+
+
+def cli_page() -> str:
+    """Every command with its help, the environment, the exit codes."""
+    parts = [
+        f"# Command line\n\n{_NOTE}\n",
+        "A command finds its node by `--home` or by `--url`. Where a node runs in the home folder, it asks\n"
+        "that node's admin API; where none runs, it works on the home folder itself. `register` always\n"
+        "works where the file is.\n",
+        "Listing commands print tables for people and, with `--json`, the admin API's own structs for\n"
+        "programs. Results go to standard output, progress and errors to standard error.\n",
+        _table(["exit code", "meaning"], EXIT_CODES.items()),
+        _table(["variable", "meaning"], ((f"`{name}`", line) for name, line in ENVIRONMENT.items())),
+        "Complete commands, options and model names in bash, zsh or fish:\n"
+        '`eval "$(interlock completion bash)"`.\n',
+    ]
+    top = click.Context(cli, info_name="interlock", help_option_names=["-h", "--help"], **WIDTH)
+    for name in COMMANDS:
+        command = cli.get_command(top, name)
+        assert command is not None
+        ctx = click.Context(command, info_name=name, parent=top, **WIDTH)
+        parts.append(f"## interlock {name}\n\n```text\n{command.get_help(ctx).rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def _table(heads: list[str], rows: Iterable[tuple[str, str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("| --- | --- |", "|---|---|")
+
+
+def admin_api_page(app: dict[str, object]) -> str:
+    """Every path of the OpenAPI description, with its first line."""
+    paths = app["paths"]
+    assert isinstance(paths, dict)
+    rows = "".join(
+        f"| `{method.upper()} {path}` | {operation['description'].splitlines()[0]} |\n"
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    )
+    return f"""# Admin API
+
+{_NOTE}
+
+On port 8002 of the node, next to the metrics. `GET /api/openapi.json` describes every path, body and answer.
+
+| path | what it does |
+|---|---|
+{rows}
+A release or a rollback is answered with `202` and its row; it goes on, so follow it at `/api/releases/{{id}}`
+until its `state` is `done`, `failed` or `superseded`. The body of a release is `{{"version": "2"}}`,
+`{{"alias": "champion"}}`, or empty for the newest version.
+
+Errors are `{{"error": {{"code": "ModelNotFound", "message": "…"}}}}`; [errors.md](errors.md) lists the codes.
+
+## Who may ask
+
+- On loopback (the default) `Host` must name this machine, and so must `Origin` where a browser sends one: no
+  page of another site reaches the API, not even by rebinding its name to 127.0.0.1.
+- Beyond loopback (`--admin-host`) the node wants a token (`INTERLOCK_TOKEN` or `--token-file` of
+  `interlock up`, at least 16 characters) and does not start without one. Then everything but `/health/live`
+  and `/health/ready` wants `Authorization: Bearer TOKEN`. The node keeps the token in `run/token` of its home
+  folder, readable by its user only.
+- Bodies are at most 64 KiB.
+"""
+
+
+def errors_page() -> str:
+    """Every error: its place in the tree, its HTTP status on the admin API, what it means."""
+    found = re.findall(r"─ (\w+) {2,}(\S.*)$", errors.__doc__ or "", re.MULTILINE)
+    meanings = {name: re.sub(r"\s*\((HTTP )?\d+\)$", "", words) for name, words in found}
+    rows: list[str] = []
+
+    def walk(kind: type[InterlockError], depth: int) -> None:
+        status = next((code for above, code in STATUSES if issubclass(kind, above)), 500)
+        indent = "&emsp;" * depth
+        rows.append(f"| {indent}`{kind.__name__}` | {status} | {meanings.get(kind.__name__, '')} |\n")
+        for below in kind.__subclasses__():
+            if below.__module__ == errors.__name__:
+                walk(below, depth + 1)
+
+    for kind in InterlockError.__subclasses__():
+        if kind.__module__ == errors.__name__:
+            walk(kind, 0)
+    return f"""# Errors
+
+{_NOTE}
+
+What Interlock raises on purpose. The admin API answers with the class's name as `code` and this status; the
+command line prints the message and exits with 1; Python code catches `interlock.errors.NAME`, or a class
+above it.
+
+| error | status | meaning |
+|---|---|---|
+{"".join(rows)}"""
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by its file's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        ctx = open_context(Path(folder))
+        node = NodeStatus("local", 1, "", "", 0.0, 0)
+        config = NodeConfig(home=ctx.home)
+        described = openapi(AdminDeps(ctx, config, lambda: node, lambda: b"", lambda: None))
+        ctx.close()
+    return {"cli.md": cli_page(), "admin-api.md": admin_api_page(described), "errors.md": errors_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (FOLDER / name).write_text(text)
