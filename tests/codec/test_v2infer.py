@@ -87,7 +87,7 @@ def test_tritonclients_tensors_arrive_and_return_as_they_are(
 
     assert decoded.rows == sent.shape[0]
     assert decoded.id == "7"
-    assert decoded.answer.names == ("b",)
+    assert decoded.answer.names is None
     assert decoded.inputs["a"].dtype == DATATYPES[datatype]
     assert bits(decoded.inputs["a"]) == bits(from_triton(sent))
 
@@ -340,12 +340,13 @@ def test_many_choices_of_outputs_do_not_pile_up() -> None:
     codec = Codec("many", "1", Signature((TensorSpec("a", "FP32", (-1,)),), outputs))
     rng = np.random.default_rng(1)
     for _ in range(300):
-        names = [f"b{n}" for n in rng.permutation(5)]
+        names = [f"b{n}" for n in rng.permutation(5)[:4]]
         body = json.dumps(
             {
                 "inputs": [{"name": "a", "shape": [1], "datatype": "FP32", "data": [1]}],
                 "outputs": [{"name": name} for name in names],
             }
         ).encode()
-        assert codec.decode(body, None).answer.names == tuple(names)
+        # Whatever the order, the same key: such requests share a batch.
+        assert codec.decode(body, None).answer.names == tuple(sorted(names))
     assert len(codec._answers) <= 64

@@ -192,9 +192,10 @@ def test_only_requested_outputs_leave_in_the_order_asked(node: Node, infer: Dire
     assert head["outputs"][1]["parameters"] == {"binary_data_size": 8}
     assert answer.body[length:] == bytes(8)
     assert answer.headers["content-type"] == "application/octet-stream"
-    assert infer.requests[0].outputs == ("probabilities", "label")
+    assert infer.requests[0].outputs is None
     one = node.infer_json(ROW | {"outputs": [{"name": "label"}]})
     assert [output["name"] for output in one.json["outputs"]] == ["label"]
+    assert infer.requests[1].outputs == ("label",)
 
 
 @pytest.mark.parametrize(

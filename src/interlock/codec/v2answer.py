@@ -25,7 +25,8 @@ def answer_head(model: str, number: str) -> bytes:
 
 
 class Answer:
-    """Encodes the outputs that a request asked for. `names` is None when it wants all of them."""
+    """Encodes the outputs that a request asked for. `names` are those, in the signature's order; None for
+    all of them."""
 
     __slots__ = ("_head", "_outputs", "names")
 

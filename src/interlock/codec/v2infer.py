@@ -262,7 +262,8 @@ class Codec:
         answer = Answer(
             self._head,
             [Output(self._outputs[name], is_binary) for name, is_binary in wanted],
-            None if isinstance(key, bool) or not key else tuple(names),
+            # The same for every order and for all of them, so that such requests can share a batch.
+            None if len(names) == len(self._outputs) else tuple(n for n in self._outputs if n in names),
         )
         if len(self._answers) >= _MOST_ANSWERS:
             self._answers.clear()
