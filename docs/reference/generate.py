@@ -25,8 +25,6 @@ FOLDER = Path(__file__).parent
 _NOTE = "<!-- Made by docs/reference/generate.py; change the code, not this page. -->"
 
 
-WIDTH = {"terminal_width": 100, "max_content_width": 100}
-
 EXIT_CODES = {
     "0": "it was done",
     "1": "it failed; for `status`: the node is not ready",
@@ -49,11 +47,17 @@ def cli_page() -> str:
         "Complete commands, options and model names in bash, zsh or fish:\n"
         '`eval "$(interlock completion bash)"`.\n',
     ]
-    top = click.Context(cli, info_name="interlock", help_option_names=["-h", "--help"], **WIDTH)
+    top = click.Context(
+        cli,
+        info_name="interlock",
+        help_option_names=["-h", "--help"],
+        max_content_width=100,
+        terminal_width=100,
+    )
     for name in COMMANDS:
         command = cli.get_command(top, name)
         assert command is not None
-        ctx = click.Context(command, info_name=name, parent=top, **WIDTH)
+        ctx = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
         parts.append(f"## interlock {name}\n\n```text\n{command.get_help(ctx).rstrip()}\n```\n")
     return "\n".join(parts)
 

@@ -84,7 +84,8 @@ def _finish(control: "Control", row: ReleaseRow, wait: bool, timeout_s: float, a
     from interlock.operations.wait import poll_release
 
     if wait and control.running:
-        row = poll_release(control.read_release, row.id, timeout_s, _tell)
+        _tell(row)
+        row = poll_release(control.read_release, row.id, timeout_s, _tell, told=row.state)
     if as_json:
         show.as_json(row)
     elif row.state is ReleaseState.DONE:

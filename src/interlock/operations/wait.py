@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from interlock.core.errors import ReleaseFailed
-from interlock.registry.rows import ReleaseRow
+from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
@@ -29,11 +29,12 @@ def poll_release(
     release_id: int,
     timeout_s: float,
     on_state: Callable[[ReleaseRow], None] = lambda row: None,
+    told: ReleaseState | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ReleaseRow:
-    """`wait_release` over any way to read the row; `on_state` is called at each new state."""
+    """`wait_release` over any way to read the row; `on_state` is called at each state after `told`."""
     until_s = time.monotonic() + timeout_s
-    state = None
+    state = told
     while True:
         row = read(release_id)
         if row.state is not state:
