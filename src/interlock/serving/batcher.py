@@ -187,7 +187,7 @@ class Batcher(Generic[ItemT]):
                 for item in group:
                     if item.gone:
                         continue
-                    if item.deadline_s <= now:
+                    if item.deadline_s <= now:  # all of them at infinity
                         late.append(item)
                     elif item.deadline_s < self._earliest_s:
                         self._earliest_s = item.deadline_s

@@ -158,14 +158,17 @@ class Infer:
         if entry is None or self.draining:
             return False
         targets = entry.by_arm.values() if number is None else [entry.by_number.get(number)]
-        return all(target is not None and target.lane.broken is None for target in targets)
+        return all(t is not None and t.lane.broken is None and t.lane.place.connected for t in targets)
 
     def index(self) -> list[VersionStatus]:
         """All versions that this worker knows of."""
         return list(self._statuses)
 
     def version(self, model: str, number: str | None) -> Version:
-        """The version that a number names, or the incumbent. Raises: ModelNotFound, VersionNotFound, NotReady."""
+        """The version that a number names, or the incumbent.
+
+        Raises: ModelNotFound, VersionNotFound, NotReady.
+        """
         if number is None:
             entry = self._entries.get(model)
             if entry is None:

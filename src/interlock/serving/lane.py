@@ -242,6 +242,18 @@ class Lane:
             item.call.gone = True
             self.outstanding -= 1
 
+    def give_up(self, error: Quarantined) -> None:
+        """The version will not run again: answer all that waits or runs, and all that comes, with `error`."""
+        self.broken = error
+        now = monotonic()
+        late: list[Item] = self._batcher.expire(inf)
+        for batch in (*self._running, *self._batcher.retrying):
+            late += [item for item in batch.items if not item.gone]
+        for item in late:
+            item.gone = True
+            item.fail(error, now)
+            self._settled(item)
+
     def _wrong(self, outputs: Tensors, batch: Batch[Item]) -> OutputMismatch | None:
         first = batch.items[0]
         request = first.request if isinstance(first, Call) else first.call.request

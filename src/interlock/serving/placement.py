@@ -18,6 +18,8 @@ class Place(Protocol):
     """Runs one batch at a time for one lane; a lane offers at most `slots` batches at once."""
 
     slots: int
+    connected: bool
+    """False while what runs the batches is gone and expected back."""
 
     def run(
         self, inputs: Tensors, outputs: tuple[str, ...] | None, requests: int, kill_at_s: float, done: Outcome
@@ -42,6 +44,7 @@ class Inline:
     """In the worker's loop: nothing is faster for a call far below a millisecond."""
 
     slots = 1
+    connected = True
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -65,6 +68,7 @@ class Threaded:
     """In a thread of the worker: for calls that release the GIL and would hold the loop too long."""
 
     slots = 1
+    connected = True
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self._loaded = loaded

@@ -96,7 +96,11 @@ def plan(
         have = held.get(key)
         if key in quarantined:
             continue
-        if have is None or (have.state is VersionState.FAILED and have.failed_revision < revision):
+        if (
+            have is None
+            or have.state is VersionState.QUARANTINED
+            or (have.state is VersionState.FAILED and have.failed_revision < revision)
+        ):
             steps.append(Load(version))
         elif have.state is VersionState.DRAINING:
             steps.append(Revive(key))
@@ -113,7 +117,7 @@ def plan(
 
 
 def carried_out(desired: tuple[ModelDesired, ...], held: dict[str, Held], routes: dict[str, Route]) -> bool:
-    """Whether a worker has nothing left to do: all wanted versions ready, routes as desired, the rest gone."""
+    """Whether nothing is left to do: all wanted versions ready, routes as desired, the rest gone."""
     wanted = {version.key for one in desired for version in one.versions}
     return (
         all(key in held and held[key].state is VersionState.READY for key in wanted)
