@@ -232,6 +232,42 @@ def test_killed_in_the_middle_of_counting(tmp_path: Path) -> None:
     assert 15 <= counts.lost <= 18
 
 
+WRITER = """
+import pathlib, sys
+from interlock.core.state import ArmKey
+from interlock.serving.counters import Block
+block = Block.create(pathlib.Path(sys.argv[1]), "writer", 1)
+slot = block.slot(ArmKey("m", "0", 0, 0, 0))
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    slot.dispatched()
+    block.running("model-%d/1@abc" % (n % 3), n % 3, float(n % 3), n % 3, n)
+    slot.settled_ok(0.001, 0.0)
+"""
+
+
+def test_a_reading_never_mixes_two_breadcrumbs_nor_shows_more_settled_than_dispatched(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    seen = set()
+    with child.stdout:
+        assert child.stdout.readline() == b"ready\n"
+        for _ in range(3000):
+            view = read_block(counters.block_path(tmp_path, "writer", 1))
+            assert view is not None
+            if view.phase is Phase.RUNNING:
+                seen.add(view.requests)
+                assert view.version_key == f"model-{view.requests}/1@abc"
+                assert view.kill_at_s == view.requests == view.owner == view.sequence % 3
+            for counts in view.counts.values():
+                assert counts.ok <= counts.dispatched
+        child.kill()
+        child.wait()
+    assert seen == {0, 1, 2}
+
+
 FOLDER = """
 import os, pathlib, signal, sys
 from interlock.serving import counters
