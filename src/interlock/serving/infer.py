@@ -133,7 +133,7 @@ class Infer:
                 return error
             raise error
         target = entry.only if number is None else entry.by_number.get(number)
-        if target is None or target.lane.outstanding == 0:
+        if target is None or not target.lane.congested:
             return None
         now = monotonic()
         until_s = deadline_of(received_s, timeout_s, target.settings)

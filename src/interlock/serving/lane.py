@@ -98,6 +98,12 @@ class Lane:
             self.place.slots,
         )
 
+    @property
+    def congested(self) -> bool:
+        """Whether a request would not be in the next batch. While it would, admission has nothing to weigh:
+        its prediction costs 0.9 us a request, and whoever finds a free place is tried anyway."""
+        return bool(self._running) or self._batcher.waiting_rows >= self._batcher.max_rows
+
     def start(self, request: Request, sink: Sink, request_id: bytes, tally: Tally) -> Call:
         """Take a request in. What is wrong with it is raised here, before it is dispatched.
 
@@ -108,7 +114,7 @@ class Lane:
             tally.refused()
             raise self.broken or Draining(f"{self.version.key} is being unloaded; try again")
         now = monotonic()
-        if batcher.waiting_rows or self._running or request.deadline_s <= now:
+        if request.deadline_s <= now or self.congested:
             refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
             if refusal is not None:
                 tally.refused()
