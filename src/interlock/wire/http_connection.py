@@ -4,7 +4,7 @@ A head is parsed only when it is complete and there is room for its request; a b
 by arithmetic; answers leave in the order of their requests, whatever the order in which they come. Nothing
 waits; `sweep`, called a few times a second by the server, stands for all timers.
 
-Past 400 lines because it is one state machine: what comes in, what goes out and how it ends share every field.
+Past 400 lines because it is one state machine: what comes in, what goes out and how it ends share all fields.
 """
 
 import asyncio
