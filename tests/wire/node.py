@@ -35,6 +35,7 @@ class Answer(msgspec.Struct):
 class Node:
     def __init__(self, infer: DirectInfer) -> None:
         self.infer = infer
+        self.app = V2(infer, "triton", "1.2.3")
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self._up = threading.Event()
@@ -71,14 +72,13 @@ class Node:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        app = V2(self.infer, "triton", "1.2.3")
-        server = HttpServer(app)
+        server = HttpServer(self.app)
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.port = sock.getsockname()[1]
             await server.serve(sock)
             self._up.set()
             await self._leave.wait()
-            await app.close()
+            await self.app.close()
             await server.drain(5)
         assert server.counts.app_errors == 0
 

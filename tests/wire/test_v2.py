@@ -16,7 +16,7 @@ from interlock.core.errors import NotReady, PredictFailed
 from interlock.core.model import Signature, TensorSpec
 from interlock.core.request import parse_request_id
 from interlock.wire.v2 import _Call
-from tests.wire.direct import DirectInfer, serving, version
+from tests.wire.direct import DirectInfer, iris, serving, version
 from tests.wire.node import Answer, Node, running
 
 ROW = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2]}]}
@@ -310,6 +310,16 @@ def test_a_client_that_leaves_cancels_its_request_and_no_other(node: Node, infer
         for held in infer.held:
             node.loop.call_soon_threadsafe(held.release)
         assert staying.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_reading_a_version_again_from_a_letter_makes_no_new_codec(node: Node, infer: DirectInfer) -> None:
+    assert node.infer_json(ROW).status == 200
+    kept = len(node.app._codecs_by_key)
+    for _ in range(300):
+        infer.add(version("iris", "2"), iris)  # an equal Version, as each Desired brings one
+        assert node.infer_json(ROW).status == 200
+    assert len(node.app._codecs_by_key) == kept
+    assert len(node.app._codecs) <= 256
 
 
 def test_pipelined_answers_keep_their_order(node: Node, infer: DirectInfer) -> None:

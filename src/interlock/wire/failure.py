@@ -13,6 +13,7 @@ from interlock.core.errors import (
     Unavailable,
     Unsupported,
 )
+from interlock.wire.headers import REQUEST_ID
 from interlock.wire.http import Exchange, Refusal
 
 JSON = b"content-type: application/json\r\n"
@@ -49,7 +50,7 @@ def failure(error: InterlockError, request_id: bytes = b"", lines: bytes = b"") 
     if isinstance(error, Unavailable):
         headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
     if request_id:
-        headers += b"interlock-request-id: %b\r\n" % request_id
+        headers += b"%b: %b\r\n" % (REQUEST_ID, request_id)
     return Refusal(status_of(error), headers + lines, _encode({"error": error.message}))
 
 

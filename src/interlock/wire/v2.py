@@ -51,8 +51,11 @@ from interlock.wire.v2_paths import POSTS, READS, Action, Ask, understand
 
 _LOG = logging.getLogger("interlock.wire")
 _encode = msgspec.json.Encoder().encode
-_MOST_CACHED = 1024
-_JSON_AND_ID = JSON + REQUEST_ID + b": "
+_MOST_PATHS = 1024
+_MOST_CODECS = 256
+_ID = REQUEST_ID + b": "
+_JSON_AND_ID = JSON + _ID
+_BINARY = b"content-type: application/octet-stream\r\n" + JSON_LENGTH + b": "
 
 
 class Target(Protocol):
@@ -94,8 +97,10 @@ class V2:
         self._server = {"name": server_name, "version": server_version, "extensions": views.EXTENSIONS}
         # By path as sent. Cleared when full: a client that invents paths costs 3 us each, and no memory.
         self._asks: dict[bytes, Ask] = {}
-        # By the id of the Version, which the entry keeps alive.
+        # By the id of the Version, which the entry keeps alive: a Version's key is a string made anew. Each
+        # letter from control brings Versions anew too, so a second look-up by key keeps what they share.
         self._codecs: dict[int, tuple[Version, Codec]] = {}
+        self._codecs_by_key: dict[str, Codec] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def admit(self, head: Head) -> Refusal | object | None:
@@ -189,16 +194,20 @@ class V2:
                 f"model '{version.model}' version {version.number} answers in a stream, which V2 infer"
                 f" cannot carry"
             )
-        codec = Codec(version.model, version.number, version.signature)
-        if len(self._codecs) >= _MOST_CACHED:
-            self._codecs.clear()
+        key = version.key
+        codec = self._codecs_by_key.get(key)
+        if codec is None:
+            codec = Codec(version.model, version.number, version.signature)
+            _make_room(self._codecs_by_key)
+            self._codecs_by_key[key] = codec
+        _make_room(self._codecs)
         self._codecs[id(version)] = (version, codec)
         return codec
 
     def _understand(self, path: bytes) -> Ask | None:
         ask = understand(path)
         if ask is not None:
-            if len(self._asks) >= _MOST_CACHED:
+            if len(self._asks) >= _MOST_PATHS:
                 self._asks.clear()
             self._asks[path] = ask
         return ask
@@ -297,8 +306,7 @@ class _Call(msgspec.Struct, eq=False):
         else:
             exchange.respond(
                 200,
-                b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
-                b"interlock-request-id: %b\r\n%b" % (len(text), response.request_id, self.trace),
+                b"".join((_BINARY, b"%d\r\n" % len(text), _ID, response.request_id, b"\r\n", self.trace)),
                 [text, *binary],
             )
 
@@ -328,6 +336,12 @@ def _schedule(
         if urgency is None:
             urgency = PRIORITY_HIGH if level == 1 else PRIORITY_NORMAL
     return wait_s, urgency
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """Drop the oldest entry of a cache that is full."""
+    if len(kept) >= _MOST_CODECS:
+        del kept[next(iter(kept))]
 
 
 async def _repository(exchange: Exchange, work: Awaitable[None]) -> None:
