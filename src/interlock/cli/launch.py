@@ -7,17 +7,20 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import msgspec
 
 from interlock.cli import show
-from interlock.cli.http import call
+from interlock.cli.control import AdminControl
 from interlock.cli.main import Failure
-from interlock.core.errors import ConfigError, NodeUnreachable
+from interlock.core.appfile import AppFile, app_file, node_config, parse_app
+from interlock.core.errors import ConfigError, InterlockError, NodeUnreachable
 from interlock.core.settings import NodeConfig, run_folder
 from interlock.operations.access import check_access
 from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
+from interlock.operations.status import Status, is_worker
 
 POLL_S = 0.05
 LOG_LINES = 15
@@ -48,6 +51,16 @@ def launch(
         _announce(config, node, log.parent, as_json)
         return 0
     return _follow(child, config, timeout_s, as_json)
+
+
+def settings_of(home: Path, given: dict[str, Any]) -> NodeConfig:
+    """The settings of a node: what was given on the command line, then app.toml, then the defaults.
+
+    Raises: ConfigError, SchemaTooNew.
+    """
+    path = app_file(home)
+    app = parse_app(path.read_text(), str(path)) if path.exists() else AppFile()
+    return node_config(home, app, given, usable_cores(), str(path))
 
 
 def stop(home: Path, timeout_s: float, force: bool) -> None:
@@ -110,7 +123,13 @@ def _put_token(home: Path, token: str | None) -> None:
 def _spawn(config: NodeConfig, log: Path | None) -> subprocess.Popen[bytes]:
     """The supervisor in a session of its own: Ctrl-C reaches it once, through us, and not its workers too."""
     # -P: the folder in which one happens to be must not lend modules to a service.
-    command = [sys.executable, "-P", "-m", "interlock.app.node", msgspec.json.encode(config, enc_hook=str).decode()]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "interlock.app.node",
+        msgspec.json.encode(config, enc_hook=str).decode(),
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "INTERLOCK_TOKEN"}
     if log is None:
         return subprocess.Popen(
@@ -184,15 +203,20 @@ def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, 
     if node is None or node.pid != child.pid:
         return None, "its ports are not open yet"
     try:
-        answer = call(node.admin_url, "GET", "/health/ready", token=read_token(home), timeout_s=5.0)
-    except NodeUnreachable as error:
+        found = AdminControl(node.admin_url, read_token(home)).status()
+    except InterlockError as error:
         return node, error.message
-    if answer.status == 200:
-        return node, ""
-    try:
-        return node, str(msgspec.json.decode(answer.body)["error"]["message"])
-    except (msgspec.DecodeError, LookupError, TypeError):
-        return node, f"its admin API answered {answer.status}"
+    return node, found.not_ready or _under_way(found)
+
+
+def _under_way(found: Status) -> str:
+    """What a node that has just started still does: releases that waited for it, versions that it loads."""
+    for row in found.open_releases:
+        return f"release {row.id} of {row.model} (version {row.number}) is {row.state}"
+    for process in found.node.processes if found.node is not None else ():
+        if is_worker(process) and found.node is not None and process.report.revision < found.node.revision:
+            return f"{process.report.process} is loading"
+    return ""
 
 
 def _announce(config: NodeConfig, node: NodeFile, logs: Path, as_json: bool) -> None:

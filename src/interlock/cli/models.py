@@ -111,7 +111,9 @@ def events(
                     show.as_json_line(event)
                 else:
                     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_s))
-                    body = ", ".join(f"{key}={_short(value)}" for key, value in event.body.items() if value)
+                    body = ", ".join(
+                        f"{key}={_short(value)}" for key, value in event.body.items() if _is_brief(key, value)
+                    )
                     click.echo(
                         show.printable(
                             f"{event.seq:>6}  {stamp}  {event.model or '-':<16}  {event.kind}  {body}"
@@ -122,6 +124,11 @@ def events(
             if len(found) < limit:
                 time.sleep(FOLLOW_POLL_S)
             found = control.events(name, seen, limit)
+
+
+def _is_brief(key: str, value: object) -> bool:
+    """Whether a line for people has room for it: the snapshot of a decision is in --json."""
+    return bool(value) and key != "snapshot"
 
 
 def _short(value: object) -> str:

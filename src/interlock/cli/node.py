@@ -1,6 +1,8 @@
 """The commands of a node as a whole: up, down, status, quarantine."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -8,68 +10,50 @@ import msgspec
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import home_option, json_option, node_options
-from interlock.core.settings import NodeConfig
+from interlock.core.settings import LOG_LEVELS, MAX_WORKERS, NodeConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DEFAULTS = NodeConfig(home=Path())
 _PORT = click.IntRange(0, 65535)
 
 
-def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    if value == "auto":
-        from interlock.cli.launch import usable_cores
-
-        return usable_cores()
-    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 256):
-        raise click.BadParameter(f"{value!r}: want 1 to 256, or auto")
+def _workers(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MAX_WORKERS):
+        raise click.BadParameter(f"{value!r}: want 1 to {MAX_WORKERS}, or auto")
     return int(value)
 
 
-@click.command(epilog="Examples: interlock up --workers auto  |  interlock up --detach --http-port 9000")
+def _setting(key: str, words: str, **options: Any) -> Callable[[F], F]:
+    """An option for a setting of the node; absent unless given, so that the app file has its say."""
+    flag = "--" + key.removesuffix("_s").replace("_", "-")
+    default = getattr(_DEFAULTS, key)
+    return click.option(flag, key, default=None, help=f"{words} [default: {default}]", **options)
+
+
+@click.command(
+    epilog="Examples: interlock up --workers auto  |  interlock up --detach --http-port 9000  |  "
+    "INTERLOCK_TOKEN=… interlock up --host 0.0.0.0 --admin-host 0.0.0.0"
+)
 @home_option
-@click.option("--host", default=_DEFAULTS.host, show_default=True, help="Where the data port listens.")
-@click.option("--http-port", default=_DEFAULTS.http_port, show_default=True, type=_PORT, help="0: any free.")
-@click.option("--admin-host", default=_DEFAULTS.admin_host, show_default=True, help="Beyond loopback: token.")
-@click.option(
-    "--admin-port", default=_DEFAULTS.admin_port, show_default=True, type=_PORT, help="0: any free."
-)
-@click.option(
-    "--workers",
-    default=str(_DEFAULTS.workers),
-    show_default=True,
-    metavar="N|auto",
-    callback=_workers,
-    help="Processes that answer; auto: one a core.",
-)
 @click.option("-d", "--detach", is_flag=True, help="Return when the node is ready; it goes on.")
-@click.option("--allow-repository-control", is_flag=True, help="Let clients load and unload models (V2).")
-@click.option("--server-name", default=_DEFAULTS.server_name, show_default=True, help="In V2 metadata.")
-@click.option(
-    "--log-level",
-    default=_DEFAULTS.log_level,
-    show_default=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    help="Least level that is logged.",
-)
-@click.option(
-    "--drain",
-    "drain_s",
-    default=_DEFAULTS.drain_s,
-    show_default=True,
-    type=click.FloatRange(0, 3600),
-    help="Seconds to answer what is under way before leaving.",
-)
-@click.option(
-    "--max-body-mb",
-    default=_DEFAULTS.max_body_bytes // 2**20,
-    show_default=True,
-    type=click.IntRange(1, 65536),
-    help="The longest request, in MiB.",
-)
+@_setting("workers", "Processes that answer; auto: one a core.", metavar="N|auto", callback=_workers)
+@_setting("host", "Where the data port listens.")
+@_setting("http_port", "The data port; 0: any free one.", type=_PORT)
+@_setting("admin_host", "Where the admin port listens; beyond loopback it wants a token.")
+@_setting("admin_port", "Admin API and metrics; 0: any free one.", type=_PORT)
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The admin API's token (or INTERLOCK_TOKEN).",
+    help="Holds the token of the admin API (or INTERLOCK_TOKEN).",
 )
+@click.option("--allow-repository-control", is_flag=True, help="Let V2 clients load and unload models.")
+@_setting("server_name", "The server's name in V2 metadata.")
+@_setting("log_level", "The least level that is logged.", type=click.Choice(LOG_LEVELS))
+@_setting("drain_s", "Seconds to answer what is under way before leaving.", type=float, metavar="SECONDS")
+@_setting("max_body_bytes", "The longest request.", type=int, metavar="BYTES")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -81,42 +65,24 @@ def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int:
 @json_option
 def up(
     home: Path,
-    host: str,
-    http_port: int,
-    admin_host: str,
-    admin_port: int,
-    workers: int,
     detach: bool,
-    allow_repository_control: bool,
-    server_name: str,
-    log_level: str,
-    drain_s: float,
-    max_body_mb: int,
     token_file: Path | None,
+    allow_repository_control: bool,
     timeout_s: float,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Start a node: workers that answer, and the process that controls them.
 
     Prints the URLs when it is ready. Without --detach it stays in this terminal until Ctrl-C, or until
-    SIGTERM arrives, as under a service manager.
+    SIGTERM arrives, as under a service manager. Options win over app.toml in the home folder.
     """
-    from interlock.cli.launch import launch
+    from interlock.cli.launch import launch, settings_of
 
-    config = NodeConfig(
-        home=home,
-        host=host,
-        http_port=http_port,
-        admin_host=admin_host,
-        admin_port=admin_port,
-        workers=workers,
-        server_name=server_name,
-        allow_repository_control=allow_repository_control,
-        max_body_bytes=max_body_mb * 2**20,
-        drain_s=drain_s,
-        log_level=log_level,
-    )
-    code = launch(config, token_file, detach=detach, timeout_s=timeout_s, as_json=as_json)
+    given = {key: value for key, value in settings.items() if value is not None}
+    if allow_repository_control:
+        given["allow_repository_control"] = True
+    code = launch(settings_of(home, given), token_file, detach=detach, timeout_s=timeout_s, as_json=as_json)
     if code:
         raise click.exceptions.Exit(code)
 

@@ -1,0 +1,145 @@
+"""The commands against a real node, started the way a user starts it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper, save
+
+from interlock.operations.discovery import is_locked
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+
+ANY_PORTS = ("--http-port", "0", "--admin-port", "0")
+TOKEN = "a-token-of-enough-characters"
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "interlock.cli.main", *words],
+        capture_output=True, text=True, timeout=200, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def good(*words: str, **environment: str) -> str:
+    done = run(*words, **environment)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def home(interlock_home: Path) -> Iterator[Path]:
+    yield interlock_home
+    if is_locked(interlock_home):
+        run("down", "--timeout", "20", "--force")
+
+
+def a_model(folder: Path, weight: float) -> Path:
+    """An ONNX file that answers with the sum of four numbers, times a weight."""
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [4, 1], [weight] * 4)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "sum",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [tensor],
+    )
+    path = folder / f"times-{weight:g}.onnx"
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
+    assert "registered sum version 1 (onnx, inline)" in good("register", "sum", str(a_model(tmp_path, 1)))
+    assert "no node runs here" in good("release", "sum", "--now")
+    urls = json.loads(good("up", "--detach", *ANY_PORTS, "--json"))
+    # What was released before the node was there is live when `up` returns.
+    assert good("predict", "sum", "--data", "[[1, 2, 3, 4], [0, 0, 0, 1]]").split() == ["Y", "10.0", "1.0"]
+
+    good("register", "sum", str(a_model(tmp_path, 2)))
+    assert "version 2 of sum is live" in good("release", "sum", "--now")
+    answer = json.loads(good("predict", "sum", "--data", "[1, 2, 3, 4]", "--json"))
+    assert (answer["model_version"], answer["outputs"][0]["data"]) == ("2", [20.0])
+    versions = json.loads(good("versions", "sum", "--json"))
+    assert [(v["number"], v["live"], v["state"]) for v in versions] == [
+        ("2", True, "ready"),
+        ("1", False, ""),
+    ]
+    assert "version 1 of sum is live" in good("rollback", "sum")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b,c,d\n1,2,3,4\n")
+    for url in urls["http_url"], urls["admin_url"]:
+        assert good("predict", "sum", "--data", str(rows), "--url", url).split() == ["Y", "10.0"]
+    refused = run("rollback", "sum")
+    assert refused.returncode == 1 and "nothing before it" in refused.stderr
+
+    wrong = run("predict", "sum", "--data", "[[1, 2]]")
+    assert wrong.returncode == 1 and "got shape [1, 2]; the signature wants [-1, 4]" in wrong.stderr
+    status = json.loads(good("status", "--json"))
+    assert status["not_ready"] == "" and status["models"][0]["ready"] == 1
+    kinds = [event["kind"] for event in json.loads(good("events", "sum", "--json"))]
+    assert kinds.count("release.done") == 3
+
+    again = run("up", "--detach", *ANY_PORTS)
+    assert again.returncode == 1 and "a node runs in" in again.stderr and "interlock down" in again.stderr
+    good("down")
+    assert not is_locked(home)
+    assert "no node runs in" in run("predict", "sum", "--data", "[1, 2, 3, 4]").stderr
+    good("up", "--detach", *ANY_PORTS)
+    assert good("predict", "sum", "--data", "[1, 2, 3, 4]").split() == ["Y", "10.0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_a_signal_ends_the_node_in_order(home: Path, number: int) -> None:
+    command = [sys.executable, "-m", "interlock.cli.main", "up", *ANY_PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as node:
+        assert node.stdout is not None
+        lines = [node.stdout.readline() for _ in range(6)]
+        assert re.fullmatch(r"interlock is up \(pid \d+, workers: 1\)\n", lines[0])
+        assert is_locked(home)
+        node.send_signal(number)
+        assert node.wait(60) == 0
+    assert not is_locked(home)
+
+
+def test_a_start_that_fails_says_why(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("up", "--detach", "--http-port", str(port), "--admin-port", "0")
+    assert done.returncode == 1
+    assert "the node ended with code 2" in done.stderr and str(port) in done.stderr
+    assert not is_locked(home)
+
+
+def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:
+    home.mkdir()
+    (home / "app.toml").write_text('schema = 1\n[node]\nworkers = 2\nserver_name = "file"\nhttp_port = 1\n')
+    good("up", "--detach", *ANY_PORTS)
+    assert json.loads(good("status", "--json"))["node"]["workers"] == 2
+    good("down")
+    (home / "app.toml").write_text("[node]\nworker = 2\n")
+    done = run("up", "--detach", *ANY_PORTS)
+    assert done.returncode == 1 and "unknown worker" in done.stderr
+
+
+def test_a_token_is_kept_from_other_users_and_wanted(home: Path) -> None:
+    urls = json.loads(good("up", "--detach", *ANY_PORTS, "--json", INTERLOCK_TOKEN=TOKEN))
+    assert stat.S_IMODE((home / "run" / "token").stat().st_mode) == 0o600
+    for process in json.loads(good("status", "--json"))["node"]["processes"]:
+        seen = Path(f"/proc/{process['report']['pid']}")
+        assert TOKEN.encode() not in (seen / "cmdline").read_bytes()
+        assert TOKEN.encode() not in (seen / "environ").read_bytes()
+    refused = run("status", "--url", urls["admin_url"])
+    assert refused.returncode == 1 and "wants a token" in refused.stderr
+    good("status", "--url", urls["admin_url"], INTERLOCK_TOKEN=TOKEN)
+    good("down")
+    good("up", "--detach", *ANY_PORTS)
+    assert not (home / "run" / "token").exists()
