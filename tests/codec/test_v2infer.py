@@ -1,7 +1,7 @@
 """The codec against tritonclient's own encoder and decoder, for every datatype, in JSON and in binary."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ from interlock.core.errors import (
 from interlock.core.model import DATATYPES, Array, Signature, TensorSpec
 
 INTEGERS = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
-FLOAT_BITS = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
+FLOAT_BITS: dict[str, Literal[16, 32, 64]] = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
 
 
 def elements(datatype: str, in_json: bool) -> st.SearchStrategy[Any]:
@@ -164,6 +164,26 @@ def test_the_quick_reader_and_the_explaining_one_agree(datatype: str, data: st.D
 def test_random_bytes_are_refused_with_an_error_of_ours(body: bytes, length: int | None) -> None:
     with pytest.raises(InvalidRequest):
         echo("FP32").decode(body + b"x", length)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values", "position"),
+    [
+        ("FP32", [1, float("inf"), 2**128], 2),
+        ("FP32", [float("nan"), 3.4028235677973366e38, 10**400], 1),
+        ("FP64", [float("nan"), -float("inf"), 10**400], 2),
+        ("UINT64", [2**64 - 1, 0, 2**64], 2),
+        ("INT8", [0, -129, 300], 1),
+    ],
+)
+def test_the_first_value_out_of_range_is_the_one_named(
+    datatype: str, values: list[Any], position: int
+) -> None:
+    entry = {"name": "a", "shape": [1, 3], "datatype": datatype, "data": values}
+    with pytest.raises(InvalidRequest, match=f"at position {position} does not fit {datatype}"):
+        echo(datatype).decode(json.dumps({"inputs": [entry]}).encode(), None)
+    good = json.dumps({"inputs": [entry | {"data": values[:1] * 3}]}).encode()
+    assert echo(datatype).decode(good, None).rows == 1
 
 
 TWO = Signature(

@@ -10,6 +10,7 @@ import math
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
 from interlock.core.errors import DatatypeMismatch, InputMismatch, MalformedMessage, ShapeMismatch
@@ -18,8 +19,8 @@ from interlock.core.model import DATATYPES, Signature, TensorSpec
 JSON_DATATYPES = frozenset(DATATYPES) - {"FP16", "BF16"}
 """The datatypes that JSON can carry; the two others travel as binary data only."""
 
-# Half a unit above the largest float32: what lies beyond would become infinite.
-_FP32_BOUND = 2.0**128 - 2.0**103
+# Half a unit above the largest number of each: what lies beyond would become infinite.
+_BOUNDS = {"FP32": 2**128 - 2**103, "FP64": 2**1024 - 2**970}
 _RANGES: dict[str, tuple[int, int]] = {
     f"{sign}INT{bits}": (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     for sign in ("", "U")
@@ -132,7 +133,7 @@ def _element_type(datatype: str) -> Any:
         # Bounds of 64 bits are numpy's to check: msgspec takes none beyond its own integers.
         return int if high >= 2**63 - 1 and low else Annotated[int, _range(low, high)]
     if datatype == "FP32":
-        return Annotated[float, Meta(gt=-_FP32_BOUND, lt=_FP32_BOUND)]
+        return Annotated[float, Meta(gt=-float(_BOUNDS["FP32"]), lt=float(_BOUNDS["FP32"]))]
     return {"FP64": float, "BOOL": bool, "BYTES": str}[datatype]
 
 
@@ -178,7 +179,8 @@ def parse(text: bytes | memoryview) -> Any:
         if b"NaN" in raw or b"Infinity" in raw:
             try:
                 document = json.loads(raw.decode())
-                json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair cannot be echoed
+                if b"\\u" in raw:  # half a surrogate pair, which msgspec refuses, cannot be echoed
+                    json.dumps(document, ensure_ascii=False).encode()
                 return document
             except (ValueError, RecursionError) as second:
                 raise MalformedMessage(f"the body is not JSON: {str(second)[:200]}") from None
@@ -233,7 +235,7 @@ def flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> list[Any]:
             f"input '{spec.name}': data is {_kind(data)}; want a list, flat or nested as the shape"
         )
     values: list[Any] = data
-    if any(isinstance(value, list) for value in data):
+    if list in set(map(type, data)):
         came: list[int] = [len(data)]
         while values and isinstance(values[0], list):
             length = len(values[0])
@@ -252,34 +254,41 @@ def flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> list[Any]:
             raise ShapeMismatch(
                 f"input '{spec.name}': the nested data has shape {came}, 'shape' says {list(shape)}"
             )
-    fits = _checks(spec.datatype)
-    for position, value in enumerate(values):
-        if not fits(value):
-            raise DatatypeMismatch(
-                f"input '{spec.name}': value {shown(value)} at position {position} does not fit"
-                f" {spec.datatype}; want {wanted_values(spec.datatype)}"
-            )
+    misfit = _misfit(spec.datatype, values)
+    if misfit is not None:
+        raise DatatypeMismatch(
+            f"input '{spec.name}': value {shown(values[misfit])} at position {misfit} does not fit"
+            f" {spec.datatype}; want {wanted_values(spec.datatype)}"
+        )
     return values
 
 
-def _checks(datatype: str) -> Any:
-    if datatype in _RANGES:
+_KINDS: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}
+
+
+def _misfit(datatype: str, values: list[Any]) -> int | None:
+    """Where the first value stands that is not one of the datatype; None if all are.
+
+    Looks at all values in C, and at each one only when it knows that one is wrong: a megabyte of JSON must
+    not hold the loop for long because of its last value.
+    """
+    allowed = _KINDS.get(datatype, {int})
+    if not set(map(type, values)) <= allowed:
+        return next(at for at, value in enumerate(values) if type(value) not in allowed)
+    if datatype in _RANGES and values:
         low, high = _RANGES[datatype]
-        return lambda value: type(value) is int and low <= value <= high
-    if datatype == "BOOL":
-        return lambda value: type(value) is bool
-    if datatype == "BYTES":
-        return lambda value: type(value) is str
-    bound = _FP32_BOUND if datatype == "FP32" else math.inf
-    return lambda value: type(value) in (int, float) and _is_float(value, bound)
-
-
-def _is_float(value: int | float, bound: float) -> bool:
-    try:
-        number = float(value)
-    except OverflowError:
-        return False
-    return abs(number) < bound or not math.isfinite(number)
+        if min(values) < low or max(values) > high:
+            return next(at for at, value in enumerate(values) if not low <= value <= high)
+    elif float in allowed:
+        bound = _BOUNDS[datatype]
+        try:
+            numbers = np.abs(np.array(values, np.float64))
+        except OverflowError:  # an integer with hundreds of digits
+            return next(at for at, value in enumerate(values) if bound <= abs(value) != math.inf)
+        if datatype == "FP32":
+            beyond = np.isfinite(numbers) & (numbers >= bound)
+            return int(beyond.argmax()) if beyond.any() else None
+    return None
 
 
 def wanted_values(datatype: str) -> str:
