@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 import onnx
 import onnx.helper
+import psutil
 
 from interlock.core.model import (
     Capabilities,
@@ -53,6 +54,14 @@ def until(condition: Callable[[], bool], what: str, within_s: float = WAIT_S) ->
         assert time.monotonic() - started_s < within_s, f"{what} not within {within_s} s"
         time.sleep(0.01)
     return time.monotonic() - started_s
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that only waits for its parent to take note of its end does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def put_onnx(home: Path, model: str, number: str, factor: float) -> Version:
@@ -142,11 +151,13 @@ class RunningNode:
         return until(self.is_ready, "ready", within_s)
 
     def is_ready(self) -> bool:
+        return self.is_up() and self.get("/health/ready")[0] == 200
+
+    def is_up(self) -> bool:
+        """Whether its ports are open."""
         assert self.process.poll() is None, self.log.read_text()
         found = read_node_file(self.home)
-        if found is None or found.pid != self.process.pid:
-            return False
-        return self.get("/health/ready")[0] == 200
+        return found is not None and found.pid == self.process.pid
 
     def get(self, path: str) -> tuple[int, bytes]:
         """GET on the admin port; (0, b"") when nobody answers."""

@@ -19,7 +19,7 @@ from interlock.operations.discovery import find_node
 from interlock.registry.ledger import Ledger
 from interlock.registry.rows import ReleaseState
 from interlock.rollout.replay import decisions, replay
-from tests.app.nodes import RunningNode, put_onnx, put_python, until
+from tests.app.nodes import RunningNode, lives, put_onnx, put_python, until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
@@ -59,7 +59,7 @@ def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Pa
         assert set(pids) == {"control", "worker-0", "worker-1", "x-slow-1"}
         node.process.send_signal(signal.SIGTERM)
         assert node.process.wait(20) == 0
-        assert not node.pids() and not any(psutil.pid_exists(pid) for pid in pids.values())
+        assert not node.pids() and not any(lives(pid) for pid in pids.values())
         assert find_node(home) is None and not (run_folder(home) / "node.json").exists()
 
     ledger = Ledger(home / "ledger.db")
@@ -73,7 +73,7 @@ def test_a_release_asked_for_while_no_node_ran_is_carried_out_at_the_start(home:
     ledger.request_release("iris", "2", "now", time.time())
     ledger.close()
     with RunningNode(home) as node:
-        until(lambda: (run_folder(home) / "node.json").exists(), "node.json")
+        until(node.is_up, "open ports")
         until(lambda: node.answers("iris", 6.0), "the release")
 
 
@@ -87,8 +87,8 @@ def test_orphans_leave_within_five_seconds_and_the_next_start_restores_everythin
         node.process.wait()
         started_s = time.monotonic()
         with RunningNode(home, workers=2, http_port=port) as again:
-            until(lambda: not any(psutil.pid_exists(pid) for pid in pids.values()), "orphans gone", 5.5)
-            until(lambda: (run_folder(home) / "node.json").exists(), "node.json")
+            until(lambda: not any(lives(pid) for pid in pids.values()), "orphans gone", 5.5)
+            until(again.is_up, "open ports")
             until(lambda: again.answers("iris", 4.0) and again.answers("slow", 20.0), "service")
             again.wait_ready()
             assert time.monotonic() - started_s < 10.0
@@ -227,8 +227,7 @@ def test_the_token_is_on_no_command_line_and_in_no_log(home: Path) -> None:
     folder.mkdir(mode=0o700, parents=True)
     (folder / "token").write_text(token)
     with RunningNode(home) as node:
-        until(lambda: "control" in node.pids() and (folder / "node.json").exists(), "control")
-        until(lambda: node.get("/health/ready")[0] == 200, "ready")
+        node.wait_ready()
         assert node.get("/api/status")[0] == 403
         for pid in [node.process.pid, *node.pids().values()]:
             assert token not in " ".join(psutil.Process(pid).cmdline())

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ TIMED_RELEASES = 1000
 
 
 class Control:
-    """One control process over an open ledger. Its methods run on the event loop unless they say otherwise."""
+    """One control process over an open ledger. Its methods run on the event loop unless they say so."""
 
     def __init__(self, args: ProcessArgs, context: Context, app: AppFile, block: Block) -> None:
         config = args.config
@@ -90,7 +91,8 @@ class Control:
             asyncio.create_task(admin.serve([socket.socket(fileno=self._args.listen_fd)]), name="admin"),
             asyncio.create_task(self._leave.wait(), name="leave"),
         ]
-        warm = asyncio.create_task(asyncio.to_thread(self._import_registry))
+        # Not in the loop's pool, for which the end of the process would wait.
+        threading.Thread(target=self._import_registry, name="import", daemon=True).start()
         log.info("up", extra=logs.fields(admin_port=self._config.admin_port))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -104,8 +106,6 @@ class Control:
                 part.cancel()
             await asyncio.gather(*parts, *self._tasks, return_exceptions=True)
             await self._server.close()
-            if warm.done() and not warm.cancelled() and (error := warm.exception()) is not None:
-                log.error("the registry cannot be imported", extra=logs.fields(error=str(error)))
 
     def _admin(self) -> uvicorn.Server:
         deps = AdminDeps(
@@ -252,7 +252,12 @@ class Control:
 
     def _import_registry(self) -> None:
         started_s = time.monotonic()
-        _ = self._context.registry.client
+        try:
+            _ = self._context.registry.client
+        except Exception as error:
+            # Requests that need it say so each for themselves; serving and releasing go on.
+            log.error("the registry cannot be opened", extra=logs.fields(error=str(error)))
+            return
         log.info("registry", extra=logs.fields(import_s=round(time.monotonic() - started_s, 3)))
 
 
@@ -298,4 +303,7 @@ def main(argument: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    logging.shutdown()
+    # The thread that imports the registry may be in the middle of it: nobody waits for that.
+    os._exit(code)

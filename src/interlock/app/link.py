@@ -144,10 +144,9 @@ class LetterServer:
         """Stop listening and hang up."""
         if self._server is not None:
             self._server.close()
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in self._changed:
+            writer.close()  # the reading side sees the end, and its task ends by itself
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._path.unlink(missing_ok=True)
 
     def publish(self, desired: Desired) -> None:
