@@ -64,8 +64,8 @@ def register(
     """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
-    column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and `memory_bytes` bound
-    the checking process.
+    column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and
+    `memory_bytes` bound the checking process.
     Raises: ArtifactError (UnknownFormat, UntrustedArtifact, LoadFailed, CheckFailed), ConfigError,
     MissingExtra, RegistryError, LedgerError. Nothing is registered then.
     """

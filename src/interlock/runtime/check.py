@@ -147,6 +147,8 @@ class _Checks:
     def _try(self, name: str, body: Callable[[], str]) -> bool:
         try:
             result = CheckResult(name, True, body())
+        except MemoryError:
+            raise  # the limit of the whole process, not of this check
         except _Broken as broken:
             result = CheckResult(name, False, str(broken))
         except Exception as error:

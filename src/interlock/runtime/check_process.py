@@ -168,7 +168,8 @@ def _child(desk: Path) -> None:
         outcome = _Outcome(report=check(Path(request.folder), request.version, reference))
     except MemoryError:
         limit = request.memory_bytes // 1024**2
-        outcome = _Outcome(error="CheckFailed", message=f"it asked for more than {limit} MiB of memory")
+        words = f"{request.version.model!r}: it asked for more than {limit} MiB of memory"
+        outcome = _Outcome(error="CheckFailed", message=words)
     except InterlockError as error:
         outcome = _Outcome(error=type(error).__name__, message=error.message)
     except Exception as error:

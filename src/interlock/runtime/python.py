@@ -138,7 +138,7 @@ def as_array(value: Any) -> Array:
 def _class(folder: Path, entry: str) -> Any:
     file_name, _, class_name = entry.partition(":")
     path = folder / file_name
-    if not class_name or path.suffix != ".py" or not path.is_file():
+    if not class_name or path.suffix != ".py" or "/" in file_name or not path.is_file():
         raise LoadFailed(
             f"entry {entry!r}: want 'file.py:Class' with the file in the artifact folder {folder}"
         )

@@ -1,0 +1,211 @@
+"""Runs the contract suite over all runtimes on real models, and over broken ones, which it must refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from interlock.core.errors import CheckFailed, DatatypeMismatch, InterlockError, LoadFailed, UnknownFormat
+from interlock.core.model import Placement, Profile, Signature, TensorSpec, Version
+from interlock.runtime.catalog import RUNTIMES, inspector_of, runtime_of
+from interlock.runtime.check import CheckReport, check, choose_placement
+from interlock.runtime.check_process import run_check
+from tests.runtime import models
+
+
+def run(name: str, folder: Path) -> tuple[Version, CheckReport]:
+    version = models.MODELS[name](folder)
+    return version, check(folder, version)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_runtime_passes_the_suite(name: str, tmp_path: Path) -> None:
+    version, report = run(name, tmp_path)
+    assert report.failures == ()
+    assert len(report.results) == 8
+    assert report.signature.inputs and report.signature.outputs
+    assert report.profile.artifact_bytes > 0 and report.profile.batch_s[1] > 0
+    assert report.generated
+    if version.runtime != "onnx":
+        assert report.placement is Placement.EXECUTOR
+    assert isinstance(inspector_of(version.runtime), type(runtime_of(version.runtime)))
+
+
+def test_what_is_found(tmp_path: Path) -> None:
+    folders = {name: tmp_path / str(index) for index, name in enumerate(models.MODELS)}
+    found = {}
+    for name in ("two inputs, two outputs", "FP16", "fixed rows", "rows that see each other", "plain Python"):
+        folders[name].mkdir()
+        found[name] = run(name, folders[name])[1]
+    both = found["two inputs, two outputs"]
+    assert [spec.name for spec in both.signature.inputs] == ["a", "b"]
+    assert both.signature.outputs == (TensorSpec("sum", "FP32", (-1, 3)), TensorSpec("gap", "FP32", (-1, 3)))
+    assert both.capabilities.batchable and both.capabilities.thread_safe and both.capabilities.deterministic
+    assert both.placement is Placement.INLINE and set(both.profile.batch_s) == {1, 8, 32, 128}
+    assert found["FP16"].capabilities.tolerance == 1e-2
+    assert found["fixed rows"].signature.batch_axis is None
+    assert not found["fixed rows"].capabilities.batchable and set(found["fixed rows"].profile.batch_s) == {1}
+    assert not found["rows that see each other"].capabilities.batchable
+    assert found["plain Python"].capabilities.thread_safe
+
+
+def test_a_classifier_answers_labels_and_probabilities(tmp_path: Path) -> None:
+    version, report = run("iris MLP with words", tmp_path)
+    assert report.signature.outputs == (
+        TensorSpec("label", "BYTES", (-1,)),
+        TensorSpec("probabilities", "FP32", (-1, 3)),
+    )
+    loaded = runtime_of("sklearn").load(tmp_path, version)
+    answer = loaded.predict({"input": models.X[:3].astype(np.float32)})
+    assert answer["label"].tolist() == ["setosa"] * 3
+    assert list(loaded.predict({"input": models.X[:1]}, ("probabilities",))) == ["probabilities"]
+
+
+def test_strings_may_come_as_bytes(tmp_path: Path) -> None:
+    version = models.MODELS["strings"](tmp_path)
+    loaded = runtime_of("onnx").load(tmp_path, version)
+    words = np.array([[b"a", "ä".encode()], ["b", "c"]], object)
+    assert loaded.predict({"x": words})["y"].tolist() == [["a", "ä"], ["b", "c"]]
+    with pytest.raises(DatatypeMismatch, match="input 'x': an element is not UTF-8"):
+        loaded.predict({"x": np.array([[b"\xff", b"a"]], object)})
+
+
+def test_bfloat16_is_rounded_to_the_nearest_even(tmp_path: Path) -> None:
+    version = models.MODELS["BF16"](tmp_path)
+    loaded = runtime_of("onnx").load(tmp_path, version)
+    rows = np.array([[1.0, -2.5], [1.00390625, 1.01171875], [np.nan, np.inf], [3e38, -1e-38]], np.float32)
+    answer = loaded.predict({"x": rows})["y"]
+    assert answer[0].tolist() == [1.0, -2.5]
+    assert answer[1].tolist() == [1.0, 1.015625]  # both lie half way: to the even one
+    assert np.isnan(answer[2, 0]) and np.isinf(answer[2, 1])
+    np.testing.assert_allclose(answer[3], rows[3], rtol=2**-7)
+    assert loaded.predict({"x": rows[:0]})["y"].shape == (0, 2)
+
+
+def test_placement_follows_what_was_measured() -> None:
+    small = Profile(batch_s={1: 1e-5, 32: 2e-4, 128: 1e-3}, artifact_bytes=1000)
+    assert choose_placement("onnx", small) is Placement.INLINE
+    assert choose_placement("python", small) is Placement.EXECUTOR
+    assert choose_placement("onnx", Profile(batch_s={1: 1e-5, 32: 3e-4})) is Placement.THREAD
+    assert (
+        choose_placement("onnx", Profile(batch_s={1: 1e-5}, artifact_bytes=30_000_000)) is Placement.EXECUTOR
+    )
+    assert choose_placement("onnx", Profile()) is Placement.THREAD
+
+
+def test_an_unknown_runtime_is_named() -> None:
+    with pytest.raises(UnknownFormat, match=r"'tea'.*onnx"):
+        runtime_of("tea")
+    assert [runtime_of(name).name for name in RUNTIMES] == list(RUNTIMES)
+
+
+def zipmap() -> bytes:
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    model = to_onnx(LogisticRegression(max_iter=500).fit(models.X, models.Y), models.X[:1].astype(np.float32))
+    return bytes(model.SerializeToString())
+
+
+def outside(folder: Path) -> bytes:
+    (folder.parent / "secret").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    entry = weights.external_data.add()
+    entry.key, entry.value = "location", "../secret"
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        [models.value("x", TensorProto.FLOAT, ["N", 4])],
+        [models.value("y", TensorProto.FLOAT, ["N", 4])],
+        [weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+BROKEN_ONNX: dict[str, Any] = {
+    "no protobuf": (lambda folder: b"not a graph", "cannot load model.onnx"),
+    "empty": (lambda folder: b"", "cannot load model.onnx"),
+    "cut off": (lambda folder: models.two_by_two()[:-20], "cannot load model.onnx"),
+    "maps as output": (lambda folder: zipmap(), "zipmap=False"),
+    "weights outside": (outside, "cannot load model.onnx.*(escapes|xternal)"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ONNX)
+def test_broken_graphs_are_refused_with_the_cause(name: str, tmp_path: Path) -> None:
+    make, said = BROKEN_ONNX[name]
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(make(folder))
+    with pytest.raises(LoadFailed, match=said):
+        check(folder, models.version("onnx", "model.onnx"))
+
+
+def python_model(folder: Path, body: str, head: str = "") -> Version:
+    lines = "\n".join(f"        {line}" for line in body.splitlines())
+    signature = '{"inputs": {"x": ("FP32", [-1, 2])}, "outputs": {"y": ("FP32", [-1, 2])}}'
+    (folder / "model.py").write_text(
+        f"import os, time\nimport numpy as np\n{head}\nclass Model:\n    signature = {signature}\n"
+        f"    deterministic = True\n    calls = 0\n"
+        f"    def predict(self, inputs):\n        x = inputs['x']\n{lines}\n"
+    )
+    return models.version("python", "model.py:Model")
+
+
+BROKEN_PYTHON = {
+    "raises on import": ("return {'y': x}", "raise ImportError('no torch')", "on import: no torch"),
+    "raises": ("raise ValueError('odd')", "", "predict raised ValueError: odd"),
+    "no dict": ("return x", "", "returned ndarray"),
+    "missing output": ("return {'z': x}", "", "output 'y' is missing"),
+    "wrong dtype": ("return {'y': x.astype('f8')}", "", "float64.*FP32"),
+    "wrong rows": ("return {'y': x[:0]}", "", r"\[0, 2\].*\[1, 2\]"),
+    "wrong width": ("return {'y': x[:, :1]}", "", "output 'y'"),
+    "not deterministic": ("self.calls += 1\nreturn {'y': x + self.calls}", "", "declared deterministic"),
+    "crashes": ("os._exit(7)", "", "left with exit code 7"),
+    "is killed": ("os.kill(os.getpid(), 11)", "", "killed by SIGSEGV"),
+    "hangs": ("while True: time.sleep(1)", "", "within 3 s"),
+    "hangs on import": ("return {'y': x}", "while True: time.sleep(1)", "within 3 s"),
+    "allocates": ("kept = []\nwhile True: kept.append(np.ones(10_000_000))", "", "memory"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_PYTHON)
+def test_broken_python_gives_a_clear_error_and_no_dead_process(name: str, tmp_path: Path) -> None:
+    body, head, said = BROKEN_PYTHON[name]
+    version = python_model(tmp_path, body, head)
+    with pytest.raises((CheckFailed, LoadFailed), match=f"(?s){said}"):
+        run_check(tmp_path, version, time_s=3.0 if "hangs" in name else 30.0, memory_bytes=600 * 1024**2)
+
+
+def test_the_checking_process_gives_the_report_back(tmp_path: Path) -> None:
+    version = models.MODELS["strings"](tmp_path)
+    reference = {"*": np.array([["a", "ö"], ["b", "c"]], object)}
+    report = run_check(tmp_path, version, reference)
+    assert not report.generated and report.signature.inputs[0].datatype == "BYTES"
+    with pytest.raises(CheckFailed, match="do not fit"):
+        run_check(tmp_path, version, {"*": np.array(["a"], object)})
+    with pytest.raises(CheckFailed, match=r"inputs \['x'\], the reference data \['z'\]"):
+        run_check(tmp_path, version, {"z": reference["*"]})
+
+
+def test_python_without_a_signature_learns_it_from_data(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "class Model:\n    def predict(self, inputs):\n        return {'y': inputs['input'].sum(axis=1)}\n"
+    )
+    version = models.version("python", "model.py:Model")
+    with pytest.raises(LoadFailed, match="no `signature`"):
+        check(tmp_path, version)
+    report = check(tmp_path, version, {"*": np.ones((5, 3), np.float32)})
+    assert report.signature == Signature(
+        (TensorSpec("input", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1,)),), 0
+    )
+
+
+@pytest.mark.parametrize("entry", ["model.py", "model.py:Nobody", "other.py:Model", "../model.py:Model"])
+def test_a_wrong_python_entry_is_refused(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "model.py").write_text("class Model:\n    pass\n")
+    with pytest.raises(InterlockError, match="entry|no class"):
+        check(tmp_path, models.version("python", entry))
