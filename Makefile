@@ -16,6 +16,7 @@ kserve := .venv-kserve
 bin := $(venv)/bin
 installed := $(venv)/.installed
 kserve_installed := $(kserve)/.installed
+promtool := .cache/promtool
 pip_install = -m pip install -qq --disable-pip-version-check
 
 # $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists.
@@ -48,6 +49,18 @@ $(kserve_installed): tests/clients/kserve-requirements.txt
 	@$(kserve)/bin/python $(pip_install) --no-deps -r $<
 	@touch $@
 
+# Of Prometheus' package only the linter of metrics is taken: installed, it would start a server of its own.
+$(promtool):
+	@mkdir -p $(@D)
+	@if command -v promtool >/dev/null; then ln -sf "$$(command -v promtool)" $@; else \
+		echo "make: fetching promtool"; \
+		as_root=""; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+		{ $$as_root apt-get update -qq && cd $(@D) && apt-get download -qq prometheus \
+			&& dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool.part \
+			&& rm prometheus_*.deb && chmod +x promtool.part && mv promtool.part promtool; } 2>/dev/null \
+		|| { echo "make: could not fetch promtool; install Prometheus' package and run make again" >&2; exit 1; }; \
+	fi
+
 .PHONY: help install clients demo up check format test bench soak clean
 
 help:  ## list the targets
@@ -73,7 +86,7 @@ format: $(installed)  ## rewrite the files as ruff wants them
 	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .
 
 # Two passes: what starts real nodes runs alone, so that its timings and its ports are its own.
-test: $(installed) $(kserve_installed)  ## every test but the soak runs
+test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
 	@echo "make: the tests that start real nodes, one at a time"
 	@$(bin)/pytest -q -m 'server and not soak' $(ARGS)

@@ -8,6 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,7 +133,8 @@ def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:
 
 
 def test_a_token_is_kept_from_other_users_and_wanted(home: Path) -> None:
-    urls = json.loads(good("up", "--detach", *ANY_PORTS, "--json", INTERLOCK_TOKEN=TOKEN))
+    up = ("up", "--detach", "--allow-repository-control", *ANY_PORTS, "--json")
+    urls = json.loads(good(*up, INTERLOCK_TOKEN=TOKEN))
     assert stat.S_IMODE((home / "run" / "token").stat().st_mode) == 0o600
     for process in json.loads(good("status", "--json"))["node"]["processes"]:
         seen = Path(f"/proc/{process['report']['pid']}")
@@ -140,6 +143,10 @@ def test_a_token_is_kept_from_other_users_and_wanted(home: Path) -> None:
     refused = run("status", "--url", urls["admin_url"])
     assert refused.returncode == 1 and "wants a token" in refused.stderr
     good("status", "--url", urls["admin_url"], INTERLOCK_TOKEN=TOKEN)
+    # A worker that carries V2 load and unload to control has the token too.
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{urls['http_url']}/v2/repository/models/none/unload", data=b"", timeout=30)
+    assert error.value.code == 404
     good("down")
     good("up", "--detach", *ANY_PORTS)
     assert not (home / "run" / "token").exists()

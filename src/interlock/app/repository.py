@@ -20,7 +20,8 @@ async def ask_control(config: NodeConfig, action: Literal["load", "unload"], mod
     """
     try:
         node = msgspec.json.decode((run_folder(config.home) / "node.json").read_bytes())
-        token = (run_folder(config.home) / "token").read_text().strip() if config.token else ""
+        kept = run_folder(config.home) / "token"  # not in the settings, which a command line would show
+        token = kept.read_text().strip() if kept.exists() else ""
         reader, writer = await asyncio.open_connection(config.admin_host, int(node["admin_port"]))
     except (OSError, msgspec.DecodeError, KeyError) as error:
         raise NotReady(f"control does not answer ({type(error).__name__}); try again") from error
