@@ -1,4 +1,6 @@
-"""Calls a server as a user of KServe's SDK does, and prints what came back. Argument: its URL.
+"""Calls a server as a user of KServe's SDK does, and prints what came back.
+
+Arguments: URL, model, input, rows of FP32 as JSON.
 
 Runs in the SDK's own environment, so it imports nothing of ours; and nothing of the SDK at its top, because
 the doctests of this folder are collected without it.
@@ -11,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
-ROWS = np.array([[5.1, 3.5, 1.4, 0.2], [1.0, 2.0, 3.0, 4.0]], np.float32)
 
-
-async def infer(client: Any, url: str, is_binary: bool) -> dict[str, Any]:
+async def infer(
+    client: Any, url: str, model: str, name: str, rows: list[list[float]], is_binary: bool
+) -> dict[str, Any]:
     from kserve import InferInput, InferRequest
 
-    tensor = InferInput("x", list(ROWS.shape), "FP32")
-    tensor.set_data_from_numpy(ROWS, binary_data=is_binary)
-    request = InferRequest("iris", [tensor], request_id="mine", parameters={"binary_data_output": is_binary})
-    response = await client.infer(url, request, model_name="iris")
+    array = np.array(rows, np.float32)
+    tensor = InferInput(name, list(array.shape), "FP32")
+    tensor.set_data_from_numpy(array, binary_data=is_binary)
+    request = InferRequest(model, [tensor], request_id="mine", parameters={"binary_data_output": is_binary})
+    response = await client.infer(url, request, model_name=model)
     return {
         "id": response.id,
         "model": response.model_name,
@@ -28,7 +31,7 @@ async def infer(client: Any, url: str, is_binary: bool) -> dict[str, Any]:
     }
 
 
-async def main(url: str) -> None:
+async def main(url: str, model: str, name: str, rows: list[list[float]]) -> None:
     from kserve import InferenceRESTClient, RESTConfig
 
     client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0))
@@ -36,10 +39,10 @@ async def main(url: str) -> None:
         found = {
             "live": await client.is_server_live(url),
             "ready": await client.is_server_ready(url),
-            "model_ready": await client.is_model_ready(url, "iris"),
+            "model_ready": await client.is_model_ready(url, model),
             "missing_ready": await client.is_model_ready(url, "none"),
-            "json": await infer(client, url, is_binary=False),
-            "binary": await infer(client, url, is_binary=True),
+            "json": await infer(client, url, model, name, rows, is_binary=False),
+            "binary": await infer(client, url, model, name, rows, is_binary=True),
         }
     finally:
         await client.close()
@@ -47,4 +50,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +12,7 @@ import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
 from interlock.core.model import DATATYPES, Array, Signature, TensorSpec
+from tests.app.nodes import RunningNode, put_onnx
 from tests.wire.direct import DirectInfer, iris, serving, version
 from tests.wire.node import Node, running
 
@@ -155,3 +157,38 @@ async def test_the_aio_client(node: Node) -> None:
         assert (await client.get_inference_statistics("iris"))["model_stats"]
         with pytest.raises(InferenceServerException):
             await client.infer("none", inputs)
+
+
+@pytest.mark.server
+def test_both_clients_on_a_whole_node(interlock_home: Path) -> None:
+    put_onnx(interlock_home, "double", "1", 2.0)
+    rows = np.array([[1.5, 2.0], [0.0, -1.0]], np.float32)
+
+    async def ask(url: str) -> Array:
+        async with aio.InferenceServerClient(url) as client:
+            assert await client.is_server_ready()
+            result = await client.infer("double", [tensor(aio.InferInput, "x", rows, "FP32")])
+            answer: Array = result.as_numpy("y")
+            return answer
+
+    with RunningNode(interlock_home, workers=2) as node:
+        node.wait_ready()
+        assert node.release("double", "1").state == "done"
+        url = f"127.0.0.1:{node.node.http_port}"
+        with blocking.InferenceServerClient(url) as client:
+            assert (
+                client.is_server_live() and client.is_server_ready() and client.is_model_ready("double", "1")
+            )
+            assert client.get_server_metadata()["name"] == "interlock"
+            assert client.get_model_metadata("double")["versions"] == ["1"]
+            assert client.get_model_config("double")["input"][0]["dims"] == [2]
+            assert [entry["state"] for entry in client.get_model_repository_index()] == ["READY"]
+            result = client.infer("double", [tensor(blocking.InferInput, "x", rows, "FP32")])
+            assert result.as_numpy("y").tolist() == [[3.0, 4.0], [0.0, -2.0]]
+            assert asyncio.run(ask(url)).tolist() == [[3.0, 4.0], [0.0, -2.0]]
+            (entry,) = client.get_inference_statistics("double")["model_stats"]
+            # Both workers' counts, whichever of them answers this.
+            assert entry["inference_count"] >= 4
+            assert entry["inference_stats"]["success"]["count"] >= 2
+            with pytest.raises(InferenceServerException, match="allow-repository-control"):
+                client.unload_model("double")
