@@ -89,7 +89,10 @@ def widened(matrix: Array, least_rows: int, seed: int = 0) -> Array:
     if not len(given):
         given = np.zeros((1, width))
     low, high = given.min(axis=0), given.max(axis=0)
-    span = np.where(high > low, high - low, np.maximum(1.0, np.abs(high)))
+    size = np.maximum(np.abs(low), np.abs(high))
+    # A range that float32 cannot tell from a point is one: its values beyond would be rounded back onto it.
+    visible = np.maximum(4 * np.spacing(size.astype(np.float32)), 1e-30)
+    span = np.where(high - low > visible, high - low, np.maximum(1.0, size))
     random = np.random.default_rng(seed)
     extremes = []
     for column in range(width):
