@@ -36,13 +36,18 @@ WAIT_S = 30.0
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
 
 PYTHON_MODEL = """
-import os
+import mmap, os, time
 class Model:
     def load(self, folder):
         {on_load}
     def predict(self, inputs):
         if inputs["x"][0, 0] == 13:
             os._exit(13)
+        if inputs["x"][0, 0] == 14:
+            shared = mmap.mmap(-1, 1 << 30)
+            for page in range(0, 1 << 30, 4096):
+                shared[page] = 1
+            time.sleep(5)
         return {{"y": inputs["x"] * {factor}}}
 """
 
@@ -78,7 +83,8 @@ def put_onnx(home: Path, model: str, number: str, factor: float) -> Version:
 
 
 def put_python(home: Path, model: str, number: str, factor: float, on_load: str = "pass") -> Version:
-    """Record a plain Python version that multiplies by `factor`; 13 in the first cell ends its process."""
+    """Record a plain Python version that multiplies by `factor`; 13 in the first cell ends its
+    process, 14 takes shared memory, of which its own limit does not know."""
     source = PYTHON_MODEL.format(factor=factor, on_load=on_load).encode()
     return _put(home, model, number, "model.py", source, "python", "model.py:Model", Placement.EXECUTOR)
 

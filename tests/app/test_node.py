@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,10 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
+def has_finished(ledger: Ledger, id: int) -> bool:
+    return ledger.release(id).state.finished
+
+
 def log_of(home: Path, name: str) -> str:
     return (home / "logs" / f"{name}.log").read_text()
 
@@ -53,6 +58,14 @@ def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Pa
         assert node.release("iris", "2").state is ReleaseState.DONE
         until(lambda: node.answers("iris", 6.0), "the new version")
 
+        ledger = Ledger(home / "ledger.db")
+        for number in ("1", "2"):
+            id = ledger.request_release("iris", number, "now", time.time()).id
+            node.kill("control")
+            until(partial(has_finished, ledger, id), "a release during which control was killed")
+            assert ledger.release(id).state is ReleaseState.DONE
+        ledger.close()
+        node.wait_ready()
         status, metrics = node.get("/metrics")
         assert status == 200 and b'interlock_process_up{process="worker-1"} 1' in metrics
         pids = node.pids()
@@ -64,7 +77,7 @@ def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Pa
 
     ledger = Ledger(home / "ledger.db")
     events = ledger.events()
-    assert len(decisions(events)) == 9 and replay(events) == []
+    assert len(decisions(events)) == 15 and replay(events) == []
     ledger.close()
 
 
@@ -146,7 +159,8 @@ def test_a_version_that_crashes_on_load_is_given_up_and_a_new_release_tries_agai
         assert again.state is ReleaseState.FAILED and "while it was loaded" in again.reason
         assert node.log.read_text().count('"name": "x-bad-1", "child"') > starts, "it was tried anew"
         ledger = Ledger(home / "ledger.db")
-        assert [e.body["version_key"][:5] for e in ledger.events() if e.kind == "version.quarantined"]
+        given_up = [e for e in ledger.events("bad") if e.kind == "version.quarantined"]
+        assert len(given_up) == 2 and "under release 3" in given_up[1].body["reason"]
         ledger.close()
 
 
@@ -167,6 +181,27 @@ def test_a_version_that_crashes_on_a_request_is_given_up_and_the_others_serve_on
         assert status == 200 and b"slow/1@" in body
         assert node.release("slow", "1").state is ReleaseState.DONE
         until(lambda: node.answers("slow", 20.0), "the version after its new release")
+
+
+def test_memory_that_the_model_cannot_be_refused_ends_its_process_and_nothing_else(home: Path) -> None:
+    with RunningNode(home, executor_memory_bytes=256 * 2**20) as node:
+        node.wait_ready()
+        node.release("iris", "1")
+        node.release("slow", "1")
+        status, message = node.infer("slow", 14.0)
+        assert status in (500, 503), message
+        assert "bytes of memory, the limit is 335,544,320" in node.log.read_text()
+        assert node.answers("iris", 4.0)
+        until(lambda: node.answers("slow", 20.0), "the version after its restart")
+
+
+def test_an_app_file_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "app.toml").write_text("[node]\nport = 1\n")
+    with RunningNode(home) as node:
+        assert node.process.wait(20) == 2
+    assert "unknown port" in node.log.read_text()
 
 
 def test_a_stopped_worker_is_replaced_because_its_heart_does_not_beat(home: Path) -> None:

@@ -74,4 +74,6 @@ def _alive(run: Path) -> list[Path]:
 
 def _leftovers(run: Path) -> Iterable[Path]:
     yield from run.glob("*.part")
+    yield from run.glob("x-*.sock")
+    yield from run.glob("x-*.reason")
     yield from (run / "counters").glob("*.new")

@@ -22,10 +22,11 @@ from interlock.api.app import AdminDeps, create_app
 from interlock.app import logs
 from interlock.app.children import resident_bytes
 from interlock.app.link import LetterServer
-from interlock.core.appfile import AppFile, app_file, model_settings, parse_app
+from interlock.app.settings_file import read_app_file
+from interlock.core.appfile import AppFile, model_settings
 from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.core.letters import Desired, Report, letters_socket
-from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, run_folder
+from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.export.prometheus import render
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
@@ -44,7 +45,7 @@ TIMED_RELEASES = 1000
 
 
 class Control:
-    """One control process over an open ledger. Its methods run on the event loop unless they say so."""
+    """One control process. Its methods run on the event loop unless they say otherwise."""
 
     def __init__(self, args: ProcessArgs, context: Context, app: AppFile, block: Block) -> None:
         config = args.config
@@ -269,15 +270,6 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-def read_app_file(config: NodeConfig) -> AppFile:
-    """What the app file of the home folder sets; nothing when there is none.
-
-    Raises: ConfigError, SchemaTooNew.
-    """
-    path = app_file(config.home)
-    return parse_app(path.read_text(), str(path)) if path.exists() else AppFile()
-
-
 async def _run(args: ProcessArgs, context: Context, app: AppFile, block: Block) -> None:
     await Control(args, context, app, block).run()
 
@@ -293,7 +285,7 @@ def main(argument: str) -> int:
     try:
         context = open_context(config.home)
         try:
-            asyncio.run(_run(args, context, read_app_file(config), block))
+            asyncio.run(_run(args, context, read_app_file(config.home), block))
         finally:
             context.close()
     except InterlockError as error:

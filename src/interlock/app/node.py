@@ -37,6 +37,7 @@ from interlock.app.processes import (
     quarantine,
 )
 from interlock.app.quarantine import all_releases, read_quarantine, write_quarantine
+from interlock.app.settings_file import read_app_file
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import InterlockError
 from interlock.core.letters import Desired, Report, executor_socket, letters_socket
@@ -320,9 +321,11 @@ def start(
 ) -> None:
     """Be the node of a home folder until told to leave.
 
-    Raises: ConfigError if another node is there, a port is in use, or a setting cannot be.
+    Raises: ConfigError if another node is there, a port is in use, or a setting cannot be; SchemaTooNew.
     """
     check_config(config)
+    # Control reads it, and would only come and go if it were wrong: better to refuse the start.
+    read_app_file(config.home)
     lock = take_lock(config.home)
     try:
         clear_remains(config.home)

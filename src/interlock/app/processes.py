@@ -236,7 +236,8 @@ def _quarantines(
             times = f"crashed {len(crashes)} times within {limits.window_s:g} s"
         else:
             continue
-        yield Quarantine(key, release, f"{times} (last: {crashes[-1].why}); release it again to try it anew")
+        why = f"{times} under release {release} (last: {crashes[-1].why})"
+        yield Quarantine(key, release, f"{why}; release it again to try it anew")
 
 
 def _why_kill(now_s: float, view: RunningView, limits: Limits, watched_since_s: float) -> str | None:
