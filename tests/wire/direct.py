@@ -17,7 +17,7 @@ from interlock.core.errors import (
 )
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import ModelSettings, Signature, Tensors, TensorSpec, Version
-from interlock.core.request import Request, RequestId, Response, Sink, Ticket
+from interlock.core.request import Outputs, Request, RequestId, Response, Sink, Ticket
 from interlock.core.state import ArmCounts, ArmKey
 
 Predict = Callable[[Tensors], Tensors]
@@ -89,7 +89,7 @@ class DirectTarget:
             sink.fail(PredictFailed(f"the model raised {type(error).__name__}: {error}"), request_id)
         else:
             self._owner.count(self.version, request.rows)
-            sink.done(Response(request_id, self.model, self.number, outputs))
+            sink.done(Response(request_id, self.model, self.number, Outputs(outputs)))
 
 
 class DirectInfer:

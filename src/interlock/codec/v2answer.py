@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from interlock.codec.raw import pack, texts
 from interlock.core.errors import OutputMismatch
 from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
+from interlock.core.request import Response
 
 _encode = msgspec.json.Encoder().encode
 _MOST_SHAPES = 64
@@ -28,12 +30,47 @@ class Answer:
     """Encodes the outputs that a request asked for. `names` are those, in the signature's order; None for
     all of them."""
 
-    __slots__ = ("_head", "_outputs", "names")
+    __slots__ = ("_head", "_is_json", "_outputs", "names")
 
     def __init__(self, head: bytes, outputs: "list[Output]", names: tuple[str, ...] | None) -> None:
         self._head = head
         self._outputs = outputs
+        self._is_json = not any(output.is_binary for output in outputs)
         self.names = names
+
+    def answer(
+        self, response: Response, client_id: str | None
+    ) -> tuple[bytes, list[memoryview | bytes] | None]:
+        """`encode` for one answer of a batch. Where each request has one row and wants JSON, the first of
+        them encodes for all: 0.8 us an answer, 2.2 us one by one.
+
+        Raises: OutputMismatch.
+        """
+        batch = response.batch
+        if not (batch.each_one_row and self._is_json):
+            return self.encode(response.outputs, client_id)
+        texts = batch.texts.get(self)
+        if texts is None:
+            texts = batch.texts[self] = self._encode_rows(batch.tensors)
+        text = texts[response.start]
+        return text + (b"]}" if client_id is None else b'],"id":%b}' % _encode(client_id)), None
+
+    def _encode_rows(self, tensors: Tensors) -> list[bytes]:
+        """Each row of a batch as an answer of its own, but for the end."""
+        template = self._head.replace(b"%", b"%%")
+        columns: list[list[bytes]] = []
+        for output in self._outputs:
+            array = tensors.get(output.name)
+            if array is None:
+                raise OutputMismatch(f"output '{output.name}' is missing; the model gave {sorted(tensors)}")
+            if array.dtype is not output.dtype:
+                output.check(array)
+            shape = (1, *array.shape[1:])
+            opening = output.opening.get(shape) or output.open(shape)
+            template += opening.replace(b"%", b"%%") + b"%b},"
+            columns.append(output.rows_json(array))
+        template = template[:-1]
+        return [template % values for values in zip(*columns, strict=True)]
 
     def encode(
         self, outputs: Tensors, client_id: str | None
@@ -107,6 +144,13 @@ class Output:
         if self.is_float and _N in text:
             return b"[%b]" % b",".join(_float_token(value) for value in values)
         return text
+
+    def rows_json(self, array: Array) -> list[bytes]:
+        """`json` of each row."""
+        flat = array.reshape(len(array), -1)
+        if self.datatype == "BYTES" or (self.is_float and not np.isfinite(array).all()):
+            return [self.json(row) for row in flat]
+        return [_encode(row) for row in flat.tolist()]
 
     def _text(self, text: bytes, index: int) -> str:
         try:

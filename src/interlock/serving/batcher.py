@@ -68,6 +68,7 @@ class Batcher(Generic[ItemT]):
         self._gone = 0
         # No waiting item has an earlier deadline. It may lag behind (be too early), never ahead.
         self._earliest_s = inf
+        self._ready_s = inf
 
     def offer(self, item: ItemT) -> None:
         """Let an item wait. Whether it may is admission's decision, taken before."""
@@ -97,8 +98,10 @@ class Batcher(Generic[ItemT]):
                 return batch
         if not self.waiting_items:
             return None
+        self._ready_s = inf
         for groups in self._groups:
-            while groups:
+            passed = 0
+            while len(groups) > passed:
                 key = next(iter(groups))
                 group = groups[key]
                 items, rows = self._collect(group, now)
@@ -110,8 +113,11 @@ class Batcher(Generic[ItemT]):
                     self._left(items, rows)
                     return Batch(items, rows)
                 if group:
-                    break
-                del groups[key]
+                    # What is left of it has expired or waits for company: that holds up no other group.
+                    groups[key] = groups.pop(key)
+                    passed += 1
+                else:
+                    del groups[key]
         return None
 
     def _collect(self, group: deque[ItemT], now: float) -> tuple[list[ItemT], int]:
@@ -141,8 +147,11 @@ class Batcher(Generic[ItemT]):
             rows += item.rows
             item.running = True
         group.extendleft(reversed(skipped))
-        if self._max_wait_s and items and rows < limit and not group:
-            if items[0].arrived_s + self._max_wait_s > now:
+        if self._max_wait_s and items and rows < limit and not group and self._joinable:
+            soonest = min(item.deadline_s for item in items)
+            ready_s = min(items[0].arrived_s + self._max_wait_s, soonest - self.latency.predict(max(1, rows)))
+            if ready_s > now:
+                self._ready_s = min(self._ready_s, ready_s)
                 for item in items:
                     item.running = False
                 group.extendleft(reversed(items))
@@ -154,6 +163,11 @@ class Batcher(Generic[ItemT]):
         self.waiting_items -= len(items)
         if not self.waiting_items:
             self._earliest_s = inf
+
+    @property
+    def ready_s(self) -> float:
+        """When what the last `take` left to wait for company is to run all the same; infinite if nothing."""
+        return self._ready_s if self.waiting_items else inf
 
     def cancel(self, item: ItemT) -> None:
         """Drop an item, waiting or running. Its neighbours notice nothing."""
@@ -214,6 +228,16 @@ class Batcher(Generic[ItemT]):
         middle = len(alive) // 2
         for part in (alive[middle:], alive[:middle]):
             self._retries.appendleft(Batch(part, sum(item.rows for item in part), batch.depth + 1))
+        return True
+
+    def isolate(self, batch: Batch[ItemT]) -> bool:
+        """A batch of several failed, at a price that halving would pay again at each level: try each item
+        alone. False if fewer than two are left."""
+        alive = [item for item in batch.items if not item.gone]
+        if len(alive) < 2:
+            return False
+        for item in reversed(alive):
+            self._retries.appendleft(Batch([item], item.rows, batch.depth + 1))
         return True
 
     def again(self, batch: Batch[ItemT]) -> None:

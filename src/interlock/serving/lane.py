@@ -16,13 +16,14 @@ from interlock.core.errors import (
     Draining,
     InterlockError,
     InvalidRequest,
+    ModelCrashed,
     OutputMismatch,
     Quarantined,
     RequestTooLarge,
     Unavailable,
 )
 from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
-from interlock.core.request import Request, Sink, Tally
+from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.admission import QueueView, decide
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.call import Call, Part, split
@@ -38,6 +39,8 @@ HUNG_SHARE = 0.25
 HUNG_AT_LEAST_S = 0.5
 HUNG_TIMES_PREDICTED = 10.0
 REJOIN_PAUSE_S = 0.02
+CRASH_COSTS_S = 1.0
+"""What a batch that ends its process costs: the start of another, and the supervisor's pauses."""
 
 
 class Lane:
@@ -62,6 +65,8 @@ class Lane:
         self.draining = False
         self.broken: Quarantined | None = None
         self._crumb = crumb
+        self._number = version.number
+        self._leave_one = self._leave  # bound once
         self._loop = asyncio.get_running_loop()
         signature, capabilities = version.signature, version.capabilities
         joinable = capabilities.batchable and signature.batch_axis == 0
@@ -79,6 +84,7 @@ class Lane:
         self._has_rows = signature.batch_axis == 0
         self._running: dict[Batch[Item], None] = {}
         self._awake = False
+        self._rejoining = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
 
@@ -122,7 +128,20 @@ class Lane:
         key: Hashable = None
         if not self._one_shape or request.outputs is not None:
             key = tuple((name, array.shape[1:]) for name, array in request.inputs.items()), request.outputs
-        call = Call(request, sink, request_id, tally, key, self._leave)
+        call = Call(
+            request,
+            sink,
+            request_id,
+            tally,
+            key,
+            self._leave_one,
+            self._number,
+            request.inputs,
+            request.rows,
+            request.deadline_s,
+            request.priority,
+            request.received_s,
+        )
         if request.rows > batcher.max_rows:
             self._offer_parts(call)
         else:
@@ -141,6 +160,12 @@ class Lane:
                 f"{call.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
                 f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
             )
+        if call.rows > self.settings.queue_rows:
+            call.tally.refused()
+            raise RequestTooLarge(
+                f"{call.rows} rows in one request: the queue of '{self.version.model}' holds"
+                f" {self.settings.queue_rows}; send fewer"
+            )
         for part in split(call, self._batcher.max_rows):
             self._batcher.offer(part)
 
@@ -148,7 +173,7 @@ class Lane:
         batcher = self._batcher
         slots = self.place.slots
         self._awake = True  # inline batches end in here; they need not wake us again
-        while len(self._running) < slots:
+        while len(self._running) < slots and not self._rejoining:
             now = monotonic()
             batch = batcher.take(now)
             if batch is None:
@@ -169,7 +194,8 @@ class Lane:
         request = first.request if isinstance(first, Call) else first.call.request
         predicted_s = self._latency.predict(max(1, batch.rows))
         soonest_s = first.deadline_s
-        if len(items) > 1:
+        if len(items) > 1 or batch.depth:
+            # One that is alone because its batch failed is a suspect: its neighbours wait behind it.
             soonest_s = min([item.deadline_s for item in items])
             allowed_s = HUNG_SHARE * (soonest_s - now)
         else:
@@ -204,41 +230,69 @@ class Lane:
             self._awake = True
             self._loop.call_soon(self._step)
 
-    def _settle(self, batch: Batch[Item], outputs: Tensors, now: float) -> None:
-        number, started_s = self.version.number, batch.started_s
+    def _settle(self, batch: Batch[Item], tensors: Tensors, now: float) -> None:
         items = batch.items
-        if len(items) == 1:
-            item = items[0]
-            if not item.gone:
-                item.gone = True
-                item.done(outputs, number, now, started_s)
-                self._settled(item)
-            return
-        arrays = list(outputs.items())
-        at = 0
+        started_s = batch.started_s
+        outputs = Outputs(tensors, each_one_row=batch.rows == len(items))
+        totals_s: list[float] = []
+        queues_s: list[float] = []
+        tally: Tally | None = None
+        end = 0
         for item in items:
-            end = at + item.rows
-            if not item.gone:
-                item.gone = True
-                item.done({name: array[at:end] for name, array in arrays}, number, now, started_s)
+            start = end
+            end += item.rows
+            if item.gone:
+                continue
+            item.gone = True
+            if isinstance(item, Part):
+                part = {name: array[start:end] for name, array in tensors.items()}
+                item.done(part, now, started_s)
                 self._settled(item)
-            at = end
+                continue
+            # Counted in runs of one arm: 0.5 us a request, 1.0 one by one.
+            if item.tally is not tally:
+                if tally is not None:
+                    tally.all_ok(totals_s, queues_s)
+                    totals_s, queues_s = [], []
+                tally = item.tally
+            arrived_s = item.arrived_s
+            totals_s.append(now - arrived_s)
+            queues_s.append(started_s - arrived_s)
+            item.settled = True
+            self.outstanding -= 1
+            item.sink.done(Response(item.request_id, item.request.model, self._number, outputs, start, end))
+        if tally is not None:
+            tally.all_ok(totals_s, queues_s)
 
     def _settle_failed(self, batch: Batch[Item], error: InterlockError, now: float) -> None:
         if isinstance(error, Unavailable):
             # The place went away before it began. Each try ends in an answer by the deadline at the latest.
+            # The pause also ends the running step: a place that refuses at once would hold the loop for ever.
             self._batcher.again(batch)
-            if not self._awake:
-                self._awake = True
-                self._loop.call_later(REJOIN_PAUSE_S, self._step)
+            if not self._rejoining:
+                self._rejoining = True
+                self._loop.call_later(REJOIN_PAUSE_S, self._rejoin)
             return
-        if self._retry and self._batcher.halve(batch):
+        if self._retry and self._separate(batch, error):
             return
         for item in batch.items:
             if not item.gone:
                 item.gone = True
                 item.fail(error, now)
                 self._settled(item)
+
+    def _separate(self, batch: Batch[Item], error: InterlockError) -> bool:
+        """Try a failed batch in smaller ones, in the way that is cheaper for what the failure cost."""
+        if isinstance(error, ModelCrashed):
+            items = sum(not item.gone for item in batch.items)
+            if items * self._latency.predict(1) <= items.bit_length() * CRASH_COSTS_S:
+                return self._batcher.isolate(batch)
+        return self._batcher.halve(batch)
+
+    def _rejoin(self) -> None:
+        self._rejoining = False
+        if not self._awake:
+            self._step()
 
     def _settled(self, item: Item) -> None:
         # A call in parts stops being outstanding once, when all of it is answered or dropped.

@@ -289,7 +289,7 @@ class _Call(msgspec.Struct, eq=False):
             return
         self.exchange = None
         try:
-            text, binary = self.answer.encode(response.outputs, self.client_id)
+            text, binary = self.answer.answer(response, self.client_id)
         except InterlockError as error:
             answer_failure(exchange, error, response.request_id, self.trace)
             return
