@@ -1,6 +1,7 @@
 """The admin API on a real server: each path, each refusal, and its own description of both."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from interlock.api.problems import status_of
+from interlock.core import errors
 from interlock.core.letters import VersionState
 from interlock.core.settings import NodeConfig
 from interlock.operations.context import Context
@@ -19,6 +22,7 @@ from tests.operations.homes import (
     a_node,
     a_report,
     a_status,
+    carrying_out,
     register_in_mlflow,
     release_and_carry_out,
 )
@@ -115,6 +119,36 @@ def test_unload_takes_a_model_off_where_it_is_allowed(ctx: Context) -> None:
         assert api.ask("POST", "/api/models/iris/unload") == (204, b"")
         assert ctx.ledger.live("iris") is None and api.pokes == 1
         assert api.ask("POST", "/api/models/rose/unload")[0] == 404
+
+
+def test_load_waits_until_the_newest_answers_or_says_why_not(ctx: Context) -> None:
+    register_in_mlflow(ctx, "iris", 3)
+    config = NodeConfig(home=ctx.home, allow_repository_control=True)
+    with served(ctx, READY, config) as api:
+        with carrying_out(ctx):
+            code, body = api.ask("POST", "/api/models/iris/load", b"{}")
+            assert (code, body["number"], body["state"]) == (200, "3", "done")
+        with carrying_out(ctx, "worker-0 failed: no memory"):
+            code, body = api.ask("POST", "/api/models/iris/load", b"{}")
+            assert (code, body["error"]["code"]) == (500, "ReleaseFailed")
+            assert "worker-0 failed: no memory" in body["error"]["message"]
+
+
+def test_a_fault_of_ours_is_told_without_its_insides(ctx: Context) -> None:
+    with served(ctx, READY) as api:
+        ctx.ledger.live = None  # type: ignore[method-assign, assignment]
+        code, body = api.ask("GET", "/api/status")
+        assert (code, body["error"]["code"]) == (500, "InternalError")
+        assert "NoneType" not in body["error"]["message"]
+
+
+def test_the_statuses_are_those_that_the_tree_of_errors_states() -> None:
+    assert errors.__doc__ is not None
+    stated: list[tuple[str, str]] = re.findall(r"─ (\w+) .*\((?:HTTP )?(\d+)\)$", errors.__doc__, re.MULTILINE)
+    assert len(stated) == 7
+    for name, status in stated:
+        kind = getattr(errors, name)
+        assert status_of(kind("because")) == int(status), name
 
 
 def test_health_tells_the_truth(api: Served, ctx: Context) -> None:

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from tests.operations.homes import (
     a_report,
     a_status,
     a_version,
-    carry_out,
+    carrying_out,
     register_in_mlflow,
     release_and_carry_out,
 )
@@ -327,28 +325,3 @@ def test_model_names_are_completed_from_the_node(ctx: Context) -> None:
         assert names_for_completion(ctx.home, api.url) == ["iris"]
     assert names_for_completion(ctx.home, None) == []
     assert names_for_completion(ctx.home, "http://127.0.0.1:9") == []
-
-
-class carrying_out:
-    """A stand-in for the rollout loop: finishes what is asked for, well or with a reason."""
-
-    def __init__(self, ctx: Context, failure: str = "") -> None:
-        self._ctx = ctx
-        self._failure = failure
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.01):
-            for row in self._ctx.ledger.open_releases():
-                if self._failure:
-                    self._ctx.ledger.advance(row.id, ReleaseState.FAILED, self._failure, time_s=time.time())
-                else:
-                    carry_out(self._ctx, row)

@@ -1,5 +1,7 @@
 """Builds homes with versions and releases in their ledger, for tests that need no registry."""
 
+import threading
+import time
 from pathlib import Path
 
 from interlock.core.letters import Report, VersionState, VersionStatus
@@ -58,3 +60,28 @@ def register_in_mlflow(ctx: Context, model: str, count: int) -> None:
     for number in range(1, count + 1):
         client.create_model_version(model, source=str(ctx.home), run_id=None)
         artifact_path(ctx.home, a_version(model, str(number)).digest).mkdir(parents=True)
+
+
+class carrying_out:
+    """A stand-in for the rollout loop: finishes what is asked for, well or with a reason."""
+
+    def __init__(self, ctx: Context, failure: str = "") -> None:
+        self._ctx = ctx
+        self._failure = failure
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            for row in self._ctx.ledger.open_releases():
+                if self._failure:
+                    self._ctx.ledger.advance(row.id, ReleaseState.FAILED, self._failure, time_s=time.time())
+                else:
+                    carry_out(self._ctx, row)
