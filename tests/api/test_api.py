@@ -144,7 +144,9 @@ def test_a_fault_of_ours_is_told_without_its_insides(ctx: Context) -> None:
 
 def test_the_statuses_are_those_that_the_tree_of_errors_states() -> None:
     assert errors.__doc__ is not None
-    stated: list[tuple[str, str]] = re.findall(r"─ (\w+) .*\((?:HTTP )?(\d+)\)$", errors.__doc__, re.MULTILINE)
+    stated: list[tuple[str, str]] = re.findall(
+        r"─ (\w+) .*\((?:HTTP )?(\d+)\)$", errors.__doc__, re.MULTILINE
+    )
     assert len(stated) == 7
     for name, status in stated:
         kind = getattr(errors, name)
