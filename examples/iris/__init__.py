@@ -1,0 +1,1 @@
+"""Owns the iris example: two classifiers, one node, one client, and releases under load."""
