@@ -347,8 +347,10 @@ class Lane:
             self.outstanding -= 1
 
     def _watch(self) -> None:
-        """Keep one timer at the earliest deadline of all that waits or runs."""
+        """Keep one timer: at the earliest deadline, or when a batch has waited long enough for company."""
         earliest_s = self._batcher.earliest_deadline_s
+        if len(self._running) < self.place.slots:
+            earliest_s = min(earliest_s, self._batcher.ready_s)
         for batch in (*self._running, *self._batcher.retrying):
             for item in batch.items:
                 if not item.gone and item.deadline_s < earliest_s:
@@ -373,7 +375,10 @@ class Lane:
             state = "running" if item.running else "waiting"
             item.fail(DeadlineExceeded(f"no answer within {limit_s:.3f} s (the request was {state})"), now)
             self._settled(item)
-        self._watch()
+        if self._awake or not (self._batcher.waiting_items or self._batcher.retrying):
+            self._watch()
+        else:
+            self._step()  # what has waited long enough for company, or waited behind what expired
 
 
 def join(inputs: list[Tensors]) -> Tensors:
