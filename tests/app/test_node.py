@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from interlock.app.claim import clear_remains
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import ConfigError
 from interlock.core.settings import run_folder
@@ -106,6 +108,29 @@ def test_orphans_leave_within_five_seconds_and_the_next_start_restores_everythin
             again.wait_ready()
             assert time.monotonic() - started_s < 10.0
             assert again.node.http_port == port
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from interlock.serving.counters import Block
+block = Block.create(Path(sys.argv[1]), "worker-0", 7)
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_orphan_that_does_not_leave_is_killed_and_what_is_left_of_a_node_removed(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    run.mkdir()
+    for name in ("node.json", "x-1.sock", "worker-0.desired.json"):
+        (run / name).write_text("{}")
+    stuck = subprocess.Popen([sys.executable, "-c", STUCK, str(run)], stdout=subprocess.PIPE)
+    assert stuck.stdout is not None and stuck.stdout.readline() == b"here\n"
+    clear_remains(tmp_path, within_s=0.1)
+    assert stuck.wait(10) == -signal.SIGKILL
+    stuck.stdout.close()
+    assert [path.name for path in run.iterdir() if path.is_file()] == ["worker-0.desired.json"]
 
 
 def test_a_second_node_in_the_same_home_is_refused_with_the_pid_of_the_first(home: Path) -> None:

@@ -16,8 +16,8 @@ from interlock.serving.counters import block_files, owner_is_dead, read_block
 
 log = logging.getLogger("interlock.node")
 
-ORPHANS_S = 8.0
-"""How long processes of a dead supervisor may take to leave before they are killed."""
+ORPHANS_S = 6.0
+"""How long processes of a dead supervisor may take to leave before they are killed; they leave in 5 s."""
 
 
 def take_lock(home: Path, within_s: float = 0.5) -> int:
