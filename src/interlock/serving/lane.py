@@ -233,7 +233,8 @@ class Lane:
     def _settle(self, batch: Batch[Item], tensors: Tensors, now: float) -> None:
         items = batch.items
         started_s = batch.started_s
-        outputs = Outputs(tensors, each_one_row=batch.rows == len(items))
+        has_rows = self._has_rows
+        outputs = Outputs(tensors, each_one_row=has_rows and batch.rows == len(items))
         totals_s: list[float] = []
         queues_s: list[float] = []
         tally: Tally | None = None
@@ -260,7 +261,8 @@ class Lane:
             queues_s.append(started_s - arrived_s)
             item.settled = True
             self.outstanding -= 1
-            item.sink.done(Response(item.request_id, item.request.model, self._number, outputs, start, end))
+            stop = end if has_rows else None
+            item.sink.done(Response(item.request_id, item.request.model, self._number, outputs, start, stop))
         if tally is not None:
             tally.all_ok(totals_s, queues_s)
 
@@ -322,6 +324,8 @@ class Lane:
             array = outputs.get(name)
             if array is None:
                 return OutputMismatch(f"predict returned {sorted(outputs)}, the signature wants '{name}'")
+            if not isinstance(array, np.ndarray):
+                return OutputMismatch(f"output '{name}' is a {type(array).__name__}, want an array")
             dtype, rank = specs[name]
             if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "SU"):
                 return OutputMismatch(f"output '{name}' has dtype {array.dtype}, the signature wants {dtype}")
