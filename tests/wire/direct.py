@@ -1,7 +1,7 @@
 """Owns the smallest real serving side: each request runs at once and alone; for tests of the wire."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class DirectTarget:
         self.settings = owner.model_settings
         self.predict = predict
         self._owner = owner
+        self.codec: Any = None
         self._sequence = 0
 
     def submit(self, request: Request, sink: Sink) -> Ticket:

@@ -3,8 +3,9 @@
 import random
 from collections.abc import Awaitable, Callable
 from itertools import count
+from math import inf
 from time import monotonic, time
-from typing import Literal
+from typing import Any, Literal
 
 from interlock.core.errors import (
     Draining,
@@ -18,7 +19,7 @@ from interlock.core.errors import (
 )
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Version
-from interlock.core.request import PRIORITY_NORMAL, Request, Sink, Ticket, id_prefix
+from interlock.core.request import PRIORITY_HIGH, Request, Sink, Ticket, id_prefix
 from interlock.core.request import deadline as deadline_of
 from interlock.core.route import Arm, Route
 from interlock.core.state import ArmCounts, ArmKey
@@ -36,7 +37,7 @@ Repository = Callable[[Literal["load", "unload"], str], Awaitable[None]]
 class Target:
     """The version that one request goes to, under the arm that it is counted for."""
 
-    __slots__ = ("_prefix", "_sequence", "arm", "lane", "model", "settings", "slot", "version")
+    __slots__ = ("_infer", "_prefix", "arm", "codec", "lane", "model", "settings", "slot", "version")
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Target:
         arm: Arm,
         slot: Slot,
         prefix: bytes,
-        sequence: "count[int]",
+        infer: "Infer",
     ) -> None:
         self.model = model
         self.lane = lane
@@ -54,15 +55,19 @@ class Target:
         self.settings = settings
         self.arm = arm
         self.slot = slot
+        self.codec: Any = None
         self._prefix = prefix
-        self._sequence = sequence
+        self._infer = infer
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
         """Begin. The sink hears of it on the loop, after this returned.
 
         Raises: Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge: nothing was begun.
         """
-        request_id = self._prefix + b"%x-%x" % (int(time() * 1000), next(self._sequence))
+        infer = self._infer
+        if request.received_s > infer.stamp_until_s:
+            infer.stamp_time(request.received_s)
+        request_id = b"%b%b%x" % (self._prefix, infer.stamp, next(infer.sequence))
         return self.lane.start(request, sink, request_id, self.slot)
 
 
@@ -96,11 +101,19 @@ class Infer:
         self._known: dict[str, Model] = {}
         self._statuses: tuple[VersionStatus, ...] = ()
         self._versions: dict[tuple[str, str], Version] = {}
-        self._sequence = count()
+        self.sequence = count()
+        self.stamp = b""
+        """The time in request ids, made anew each millisecond: 0.15 us a request less."""
+        self.stamp_until_s = -inf
         self._draw = random.random
         self.live = True
         self.ready = False
         self.draining = False
+
+    def stamp_time(self, now_s: float) -> None:
+        """`now_s`: monotonic."""
+        self.stamp_until_s = now_s + 0.001
+        self.stamp = b"%x-" % int(time() * 1000)
 
     # --- what protocols call ---
 
@@ -137,7 +150,8 @@ class Infer:
             return None
         now = monotonic()
         until_s = deadline_of(received_s, timeout_s, target.settings)
-        refusal = decide(target.lane.view(now), 1, until_s, PRIORITY_NORMAL, now)
+        # Its priority may be in the body: here nobody is refused whom stage two would let in.
+        refusal = decide(target.lane.view(now), 1, until_s, PRIORITY_HIGH, now)
         if isinstance(refusal, Unavailable):
             target.slot.refused()
             return refusal
@@ -227,7 +241,7 @@ class Infer:
     def _target(self, model: Model, lane: Lane, route: Route, arm: Arm) -> Target:
         key = ArmKey(model.name, arm.version, route.release, route.epoch, arm.index)
         prefix = id_prefix(route.release, route.epoch, arm.index, self._origin)
-        return Target(model.name, lane, model.settings, arm, self._block.slot(key), prefix, self._sequence)
+        return Target(model.name, lane, model.settings, arm, self._block.slot(key), prefix, self)
 
     def _absent(self, model: str, number: str | None) -> InterlockError:
         """Why a model or version does not answer, as precisely as this worker knows."""

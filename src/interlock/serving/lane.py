@@ -116,11 +116,12 @@ class Lane:
         Raises: Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge.
         """
         batcher = self._batcher
+        now = request.received_s
         if self.draining or self.broken is not None:
             tally.refused()
             raise self.broken or Draining(f"{self.version.key} is being unloaded; try again")
-        now = monotonic()
-        if request.deadline_s <= now or self.congested:
+        if self._running or batcher.waiting_rows >= batcher.max_rows or request.deadline_s <= now:
+            now = monotonic()
             refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
             if refusal is not None:
                 tally.refused()

@@ -215,13 +215,23 @@ class Loader:
     def _show(self, model: Model) -> None:
         """Tell the front which versions of a model it can name now, under the route in force."""
         route = self._routes[model.name]
-        lanes = {
-            resident.version.number: resident.lane
-            for resident in self._residents.values()
-            if resident.version.model == model.name
-            and resident.lane is not None
-            and (resident.state in (VersionState.READY, VersionState.QUARANTINED))
+        models = self._desired.models if self._desired is not None else ()
+        # Of two with one number the older answers until the route that wants the newer one is in force.
+        newer = {
+            version.key
+            for one in models
+            if one.model.name == model.name and one.route == route
+            for version in one.versions
         }
+        lanes: dict[str, Lane] = {}
+        for key, resident in self._residents.items():
+            if (
+                resident.version.model == model.name
+                and resident.lane is not None
+                and resident.state in (VersionState.READY, VersionState.QUARANTINED)
+                and (key in newer or resident.version.number not in lanes)
+            ):
+                lanes[resident.version.number] = resident.lane
         if all(arm.version in lanes for arm in route.arms):
             self._infer.swap(model, route, lanes)
 

@@ -87,8 +87,10 @@ def plan(
             if all(arm is not None and _ready(held, arm.key, quarantined) for arm in arms):
                 steps.append(Swap(one.model, target))
                 current = target
-        if current is not None:
-            used |= {_key_of(held, one.model.name, arm.version) for arm in current.arms}
+        for arm in current.arms if current is not None else ():
+            newer = by_number.get(arm.version)
+            if current != target or newer is None or not _ready(held, newer.key, quarantined):
+                used.add(_key_of(held, one.model.name, arm.version))
     for name in routes:
         if name not in names:
             steps.append(Swap(Model(name), None))
@@ -130,10 +132,12 @@ def answers(desired: tuple[ModelDesired, ...], held: dict[str, Held], routes: di
     """Readiness: every model that is to be answered is, by versions in memory, whatever is being prepared."""
     return all(
         one.model.name in routes
-        and all(
-            _ready(held, _key_of(held, one.model.name, arm.version), frozenset())
-            for arm in routes[one.model.name].arms
-        )
+        and {arm.version for arm in routes[one.model.name].arms}
+        <= {
+            have.version.number
+            for have in held.values()
+            if have.version.model == one.model.name and have.state is VersionState.READY
+        }
         for one in desired
         if one.route is not None
     )
@@ -145,6 +149,7 @@ def _ready(held: dict[str, Held], key: str, quarantined: frozenset[str]) -> bool
 
 
 def _key_of(held: dict[str, Held], model: str, number: str) -> str:
+    # Of two with one number (registered anew after a deletion) the older: the newer is not swapped in yet.
     for key, have in held.items():
         if have.version.number == number and have.version.model == model:
             if have.state in (VersionState.READY, VersionState.DRAINING):

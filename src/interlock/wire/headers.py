@@ -25,9 +25,6 @@ TRACEPARENT = b"traceparent"
 REQUEST_ID = b"interlock-request-id"
 JSON_LENGTH = b"inference-header-content-length"
 
-SPECIAL = frozenset((TIMEOUT_MS, UNIT, TENANT, SEGMENT, PRIORITY, TRACEPARENT, JSON_LENGTH))
-"""One `isdisjoint` tells that a request has none of them: 0.13 us instead of seven look-ups."""
-
 MOST_LABEL_BYTES = 256
 
 _MILLISECONDS = re.compile(rb"\d{1,12}(\.\d{1,9})?")

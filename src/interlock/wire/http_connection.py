@@ -199,6 +199,18 @@ class Connection(asyncio.Protocol):
         queue = self._queue
         return bool(queue) and queue[0] is exchange
 
+    def write_next(self, exchange: Exchange, data: bytes) -> bool:
+        """Write a whole answer and settle it, if it is its turn."""
+        queue = self._queue
+        if not queue or queue[0] is not exchange:
+            return False
+        self.transport.write(data)
+        if len(queue) == 1 and not (exchange.after or self._hold):
+            queue.clear()
+        else:
+            self.settle(exchange)
+        return True
+
     def settle(self, exchange: Exchange) -> None:
         """The first of the queue is answered and written: let the next ones follow."""
         queue = self._queue

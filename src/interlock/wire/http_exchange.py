@@ -35,6 +35,7 @@ class Link(Protocol):
 
     def line(self, status: int) -> bytes: ...
     def is_next(self, exchange: "Exchange") -> bool: ...
+    def write_next(self, exchange: "Exchange", data: bytes) -> bool: ...
     def settle(self, exchange: "Exchange") -> None: ...
     def abort(self) -> None: ...
 
@@ -59,9 +60,13 @@ class Exchange(msgspec.Struct, eq=False):
     streamed: "ResponseStream | None" = None
 
     def respond(
-        self, status: int, headers: bytes, body: Sequence[bytes | memoryview] | bytes | memoryview
+        self,
+        status: int,
+        headers: bytes | tuple[bytes, ...],
+        body: Sequence[bytes | memoryview] | bytes | memoryview,
     ) -> None:
-        """Answer with a complete body. `headers`: whole lines, each ending in CRLF; content-length is added.
+        """Answer with a complete body. `headers`: whole lines, each ending in CRLF, in one or more pieces;
+        content-length is added.
 
         Raises: RuntimeError if this exchange was answered before.
         """
@@ -74,15 +79,15 @@ class Exchange(msgspec.Struct, eq=False):
         link = self.link
         line = link.lines.get(status)
         if body.__class__ is bytes and line is not None and self.is_plain and len(body) < 2048:
-            data = b"".join((line, _SIZES[len(body)], headers, b"\r\n", body))
-            self.state = DONE
-            if link.is_next(self):
-                link.transport.write(data)
-                link.settle(self)
+            if isinstance(headers, tuple):
+                data = b"".join((line, _SIZES[len(body)], *headers, b"\r\n", body))
             else:
+                data = b"".join((line, _SIZES[len(body)], headers, b"\r\n", body))
+            self.state = DONE
+            if not link.write_next(self, data):
                 self.held = [data]
             return
-        self._respond_any(status, headers, body)
+        self._respond_any(status, b"".join(headers) if isinstance(headers, tuple) else headers, body)
 
     def _respond_any(
         self, status: int, headers: bytes, body: Sequence[bytes | memoryview] | bytes | memoryview

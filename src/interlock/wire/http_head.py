@@ -5,6 +5,8 @@ its user: exactly one Host, one space between the parts of the request line, no 
 `chunked`, no HTTP/0.9, no RTSP, no second copy of a header that may come once (RFC 9112, 3, 6 and 11.2).
 """
 
+from typing import Any
+
 import httptools
 import msgspec
 
@@ -34,6 +36,10 @@ class Refusal(msgspec.Struct, frozen=True):
     body: bytes
 
 
+def _no_notes() -> list[Any]:
+    return [None]
+
+
 class Head(msgspec.Struct, eq=False, gc=False):
     """What is known of a request when its headers are complete. Read only: repeated heads share `headers`."""
 
@@ -53,6 +59,8 @@ class Head(msgspec.Struct, eq=False, gc=False):
     expects_continue: bool
     encoding: bytes
     """Content-Encoding of the body, lower case; b"" when it is sent plain."""
+    notes: list[Any] = msgspec.field(default_factory=_no_notes)
+    """One place for what the application makes of the head alone; repeated heads share it."""
 
 
 def refusal(status: int, message: str) -> Refusal:

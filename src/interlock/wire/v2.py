@@ -36,7 +36,6 @@ from interlock.wire.headers import (
     PRIORITY,
     REQUEST_ID,
     SEGMENT,
-    SPECIAL,
     TENANT,
     TIMEOUT_MS,
     UNIT,
@@ -59,7 +58,9 @@ _BINARY = b"content-type: application/octet-stream\r\n" + JSON_LENGTH + b": "
 
 
 class Target(Protocol):
-    """The version that was chosen for one request."""
+    """The version that was chosen for one request. `codec` is for this module to keep its own."""
+
+    codec: Any
 
     @property
     def model(self) -> str: ...
@@ -97,24 +98,45 @@ class V2:
         self._server = {"name": server_name, "version": server_version, "extensions": views.EXTENSIONS}
         # By path as sent. Cleared when full: a client that invents paths costs 3 us each, and no memory.
         self._asks: dict[bytes, Ask] = {}
-        # By the id of the Version, which the entry keeps alive: a Version's key is a string made anew. Each
-        # letter from control brings Versions anew too, so a second look-up by key keeps what they share.
-        self._codecs: dict[int, tuple[Version, Codec]] = {}
-        self._codecs_by_key: dict[str, Codec] = {}
+        # By version key: each letter from control brings Versions and Targets anew, with equal keys.
+        self._codecs: dict[str, Codec] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def admit(self, head: Head) -> Refusal | object | None:
         """Stage one, on the head alone: the path, the method, the time-out, and whether there is room."""
+        facts: _Facts | None = head.notes[0]
+        try:
+            if facts is None:
+                verdict = self._read(head)
+                if not isinstance(verdict, _Facts):
+                    return verdict
+                facts = head.notes[0] = verdict
+            refused = self._infer.admit(facts.model, facts.number, facts.wait_s, head.received_s)
+        except InterlockError as error:
+            return failure(error)
+        return facts if refused is None else failure(refused)
+
+    def _read(self, head: Head) -> "_Facts | Refusal | Ask":
+        """What a head asks for, with its rules. Clients repeat heads, so that `admit` does it rarely.
+
+        Raises: InvalidRequest's children.
+        """
         ask = self._asks.get(head.path) or self._understand(head.path)
         if ask is None:
             return failure(NotFound(f"no such path: {_shown(head.path)}; V2 begins at /v2"))
         if ask.is_infer and head.method == b"POST":
-            try:
-                wait_s = timeout_s(head.headers[TIMEOUT_MS]) if TIMEOUT_MS in head.headers else None
-                refused = self._infer.admit(ask.model, ask.number, wait_s, head.received_s)
-            except InterlockError as error:
-                return failure(error)
-            return ask if refused is None else failure(refused)
+            headers = head.headers
+            return _Facts(
+                ask.model,
+                ask.number,
+                label(headers, UNIT),
+                label(headers, TENANT),
+                label(headers, SEGMENT),
+                json_length(headers[JSON_LENGTH]) if JSON_LENGTH in headers else None,
+                priority(headers[PRIORITY]) if PRIORITY in headers else None,
+                timeout_s(headers[TIMEOUT_MS]) if TIMEOUT_MS in headers else None,
+                trace_line(headers),
+            )
         if ask.action is Action.UNSUPPORTED:
             return failure(Unsupported(f"{_shown(head.path)} is known to the protocol, but not offered here"))
         allowed = (b"POST",) if ask.action in POSTS else READS
@@ -126,12 +148,12 @@ class V2:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer an admitted request, now or when the model has."""
-        ask: Ask = exchange.context
-        if ask.is_infer:
-            self._handle_infer(exchange, ask)
+        asked = exchange.context
+        if asked.__class__ is _Facts:
+            self._handle_infer(exchange, asked)
             return
         try:
-            self._handle_other(exchange, ask)
+            self._handle_other(exchange, asked)
         except InterlockError as error:
             answer_failure(exchange, error)
 
@@ -142,66 +164,58 @@ class V2:
 
     # --- infer ---
 
-    def _handle_infer(self, exchange: Exchange, ask: Ask) -> None:
-        head = exchange.head
-        headers = head.headers
-        trace = b""
+    def _handle_infer(self, exchange: Exchange, facts: "_Facts") -> None:
+        received_s = exchange.head.received_s
+        wait_s = facts.wait_s
+        urgency = facts.urgency
         try:
-            if SPECIAL.isdisjoint(headers):
-                unit = tenant = segment = header_length = urgency = wait_s = None
-            else:
-                trace = trace_line(headers)
-                unit = label(headers, UNIT)
-                tenant = label(headers, TENANT)
-                segment = label(headers, SEGMENT)
-                header_length = json_length(headers[JSON_LENGTH]) if JSON_LENGTH in headers else None
-                urgency = priority(headers[PRIORITY]) if PRIORITY in headers else None
-                wait_s = timeout_s(headers[TIMEOUT_MS]) if TIMEOUT_MS in headers else None
-            target = self._infer.choose(ask.model, ask.number, unit)
-            version = target.version
-            kept = self._codecs.get(id(version))
-            codec = kept[1] if kept is not None else self._codec(version)
-            message = codec.decode(exchange.body, header_length)
-            settings = target.settings
+            target = self._infer.choose(facts.model, facts.number, facts.unit)
+            codec = target.codec or self._codec(target)
+            message = codec.decode(exchange.body, facts.header_length)
+            settings, answer, client_id = target.settings, message.answer, message.id
             parameters = message.parameters
             if parameters is not None:
                 wait_s, urgency = _schedule(parameters, wait_s, urgency)
-            request = Request(
-                target.model,
-                message.inputs,
-                message.rows,
-                deadline(head.received_s, wait_s, settings),
-                head.received_s,
-                ask.number,
-                message.answer.names,
-                message.id,
-                unit,
-                tenant,
-                segment,
-                settings.priority if urgency is None else urgency,
+            call = _Call(exchange, answer, client_id, facts.trace)
+            ticket = target.submit(
+                Request(
+                    facts.model,
+                    message.inputs,
+                    message.rows,
+                    received_s + settings.default_timeout_s
+                    if wait_s is None
+                    else deadline(received_s, wait_s, settings),
+                    received_s,
+                    facts.number,
+                    answer.names,
+                    client_id,
+                    facts.unit,
+                    facts.tenant,
+                    facts.segment,
+                    settings.priority if urgency is None else urgency,
+                ),
+                call,
             )
-            call = _Call(exchange, message.answer, message.id, trace)
-            ticket = target.submit(request, call)
         except InterlockError as error:
-            answer_failure(exchange, error, b"", trace)
+            answer_failure(exchange, error, b"", facts.trace)
             return
         if call.exchange is not None:
             exchange.on_gone = ticket.cancel
 
-    def _codec(self, version: Version) -> Codec:
+    def _codec(self, target: Target) -> Codec:
+        version = target.version
         if version.capabilities.streaming:
             raise Unsupported(
                 f"model '{version.model}' version {version.number} answers in a stream, which V2 infer"
                 f" cannot carry"
             )
         key = version.key
-        codec = self._codecs_by_key.get(key)
+        codec = self._codecs.get(key)
         if codec is None:
             codec = Codec(version.model, version.number, version.signature)
-            _make_room(self._codecs_by_key)
-            self._codecs_by_key[key] = codec
-        _make_room(self._codecs)
-        self._codecs[id(version)] = (version, codec)
+            _make_room(self._codecs)
+            self._codecs[key] = codec
+        target.codec = codec
         return codec
 
     def _understand(self, path: bytes) -> Ask | None:
@@ -265,6 +279,20 @@ class V2:
         task.add_done_callback(self._tasks.discard)
 
 
+class _Facts(msgspec.Struct, frozen=True):
+    """What the head of an infer request says."""
+
+    model: str
+    number: str | None
+    unit: bytes | None
+    tenant: bytes | None
+    segment: bytes | None
+    header_length: int | None
+    urgency: int | None
+    wait_s: float | None
+    trace: bytes
+
+
 class _Call(msgspec.Struct, eq=False):
     """The sink of one infer request. `exchange` is None once it is answered, which also parts the two.
 
@@ -302,7 +330,7 @@ class _Call(msgspec.Struct, eq=False):
             answer_failure(exchange, broken, response.request_id, self.trace)
             return
         if binary is None:
-            exchange.respond(200, b"".join((_JSON_AND_ID, response.request_id, b"\r\n", self.trace)), text)
+            exchange.respond(200, (_JSON_AND_ID, response.request_id, b"\r\n", self.trace), text)
         else:
             exchange.respond(
                 200,
