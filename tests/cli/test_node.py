@@ -123,10 +123,24 @@ def test_a_start_that_fails_says_why(home: Path) -> None:
 
 def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:
     home.mkdir()
-    (home / "app.toml").write_text('schema = 1\n[node]\nworkers = 2\nserver_name = "file"\nhttp_port = 1\n')
-    good("up", "--detach", *ANY_PORTS)
+    lines = (
+        "schema = 1",
+        "[node]",
+        'server_name = "file"',
+        "workers = 2",
+        'log_level = "debug"',
+        "http_port = 1",
+    )
+    (home / "app.toml").write_text("\n".join(lines))
+    urls = json.loads(good("up", "--detach", *ANY_PORTS, "--log-level", "info", "--json"))
     assert json.loads(good("status", "--json"))["node"]["workers"] == 2
+    with urllib.request.urlopen(f"{urls['http_url']}/v2", timeout=30) as answer:
+        assert json.load(answer)["name"] == "file"
+    assert '"level": "debug"' not in (home / "logs" / "worker-0.log").read_text()
     good("down")
+    (home / "app.toml").write_bytes(b"[node]\nserver_name = '\xff'\n")
+    done = run("up", "--detach", *ANY_PORTS)
+    assert done.returncode == 1 and "app.toml cannot be read" in done.stderr
     (home / "app.toml").write_text("[node]\nworker = 2\n")
     done = run("up", "--detach", *ANY_PORTS)
     assert done.returncode == 1 and "unknown worker" in done.stderr

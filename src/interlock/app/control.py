@@ -22,7 +22,6 @@ from interlock.api.app import AdminDeps, create_app
 from interlock.app import logs
 from interlock.app.children import resident_bytes
 from interlock.app.link import LetterServer
-from interlock.app.settings_file import read_app_file
 from interlock.core.appfile import AppFile, model_settings
 from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.core.letters import Desired, Report, letters_socket
@@ -30,6 +29,7 @@ from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.export.prometheus import render
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
+from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import NodeStatus, ProcessStatus
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.serving.counters import Block, abandoned, fold, read_all

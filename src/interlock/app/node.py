@@ -37,13 +37,13 @@ from interlock.app.processes import (
     quarantine,
 )
 from interlock.app.quarantine import all_releases, read_quarantine, write_quarantine
-from interlock.app.settings_file import read_app_file
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import InterlockError
 from interlock.core.letters import Desired, Report, executor_socket, letters_socket
 from interlock.core.model import Placement, Version
 from interlock.core.settings import NodeConfig, check_config, run_folder
 from interlock.operations.discovery import NodeFile
+from interlock.operations.settings_file import read_app_file
 from interlock.serving.executor_host import EXIT_HUNG, EXIT_LOAD_FAILED, reason_path
 
 log = logging.getLogger("interlock.node")

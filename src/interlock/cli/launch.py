@@ -15,11 +15,12 @@ import msgspec
 from interlock.cli import show
 from interlock.cli.control import AdminControl
 from interlock.cli.main import Failure
-from interlock.core.appfile import AppFile, app_file, node_config, parse_app
+from interlock.core.appfile import app_file, node_config
 from interlock.core.errors import ConfigError, InterlockError, NodeUnreachable
 from interlock.core.settings import NodeConfig, run_folder
 from interlock.operations.access import check_access
 from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
+from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import Status, is_worker
 
 POLL_S = 0.05
@@ -58,9 +59,7 @@ def settings_of(home: Path, given: dict[str, Any]) -> NodeConfig:
 
     Raises: ConfigError, SchemaTooNew.
     """
-    path = app_file(home)
-    app = parse_app(path.read_text(), str(path)) if path.exists() else AppFile()
-    return node_config(home, app, given, usable_cores(), str(path))
+    return node_config(home, read_app_file(home), given, usable_cores(), str(app_file(home)))
 
 
 def stop(home: Path, timeout_s: float, force: bool) -> None:
