@@ -78,9 +78,7 @@ def test_every_name_in_a_life_exists(file: Path) -> None:
 
 
 def test_a_name_that_does_not_exist_is_caught() -> None:
-    text = (
-        "`serving/lane.py:Lane.start` `serving/lane.py:Lane.begin` `serving/nothing.py` `core/model.py:Mode`"
-    )
+    text = "`serving/lane.py:Lane.start` `serving/lane.py:Lane.begin` `serving/nowhere.py` `core/model.py:M`"
     assert unknown(text) == ["serving/lane.py:Lane.begin", "serving/nowhere.py", "core/model.py:M"]
     assert unknown("`serving/lane.py:HUNG_SHARE` `core/state.py:ArmCounts.lost`") == []
 
