@@ -1,0 +1,290 @@
+"""The version policy in every interleaving: what answers goes on answering, and all comes to an end."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
+
+from interlock.core.letters import ModelDesired, VersionState
+from interlock.core.model import Model, Version
+from interlock.core.route import Arm, Route, single
+from interlock.serving.versions import (
+    Drain,
+    Forget,
+    Held,
+    Load,
+    Revive,
+    Swap,
+    Unload,
+    answers,
+    carried_out,
+    plan,
+)
+from tests.serving.fakes import a_version
+
+READY, LOADING, DRAINING = VersionState.READY, VersionState.LOADING, VersionState.DRAINING
+FAILED, QUARANTINED = VersionState.FAILED, VersionState.QUARANTINED
+
+ONE, TWO = a_version("a", "1"), a_version("a", "2")
+ANEW = a_version("a", "1", digest="ff")
+"""The number of ONE with other contents: registered anew after a deletion."""
+
+
+def wanted(*versions: Version, route: Route | None = None) -> ModelDesired:
+    return ModelDesired(Model(versions[0].model), versions, route)
+
+
+def held(*pairs: tuple[Version, VersionState], outstanding: int = 0) -> dict[str, Held]:
+    return {version.key: Held(version, state, outstanding) for version, state in pairs}
+
+
+TO_ONE, TO_TWO = single("1", 1), single("2", 2)
+HALF = Route(3, 0, "s", (Arm(0, "incumbent", "1", 0.5), Arm(1, "candidate", "2", 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("desired", "have", "route", "steps"),
+    [
+        ([wanted(ONE)], held(), None, [Load(ONE)]),
+        ([wanted(ONE)], held((ONE, LOADING)), None, []),
+        ([wanted(ONE, route=TO_ONE)], held((ONE, LOADING)), None, []),
+        ([wanted(ONE, route=TO_ONE)], held((ONE, READY)), None, [Swap(Model("a"), TO_ONE)]),
+        # The second beside the first, which is not drained before the route leaves it.
+        ([wanted(TWO, route=TO_TWO)], held((ONE, READY)), TO_ONE, [Load(TWO)]),
+        ([wanted(TWO, route=TO_TWO)], held((ONE, READY), (TWO, LOADING)), TO_ONE, []),
+        (
+            [wanted(TWO, route=TO_TWO)],
+            held((ONE, READY), (TWO, READY)),
+            TO_ONE,
+            [Swap(Model("a"), TO_TWO), Drain(ONE.key)],
+        ),
+        ([wanted(TWO, route=TO_TWO)], held((ONE, DRAINING), (TWO, READY)), TO_TWO, [Unload(ONE.key)]),
+        ([wanted(ONE, TWO, route=HALF)], held((ONE, READY), (TWO, LOADING)), TO_ONE, []),
+        (
+            [wanted(ONE, TWO, route=HALF)],
+            held((ONE, READY), (TWO, READY)),
+            TO_ONE,
+            [Swap(Model("a"), HALF)],
+        ),
+        # Back before it was gone.
+        ([wanted(ONE, route=TO_ONE)], held((ONE, DRAINING)), None, [Revive(ONE.key)]),
+        # Omitted by the Desired: not answered any more, and given back.
+        ([], held((ONE, READY)), TO_ONE, [Swap(Model("a"), None), Drain(ONE.key)]),
+        ([], held((ONE, FAILED)), None, [Forget(ONE.key)]),
+        ([wanted(TWO)], held((ONE, QUARANTINED), (TWO, READY)), None, [Forget(ONE.key)]),
+        # The same number with other contents.
+        ([wanted(ANEW, route=TO_TWO)], held((ONE, READY)), TO_ONE, [Load(ANEW)]),
+        (
+            [wanted(ANEW, route=single("1", 2))],
+            held((ONE, READY), (ANEW, READY)),
+            TO_ONE,
+            [Swap(Model("a"), single("1", 2)), Drain(ONE.key)],
+        ),
+        ([wanted(ANEW, route=TO_ONE)], held((ONE, READY), (ANEW, LOADING)), TO_ONE, []),
+    ],
+)
+def test_the_next_steps(
+    desired: list[ModelDesired], have: dict[str, Held], route: Route | None, steps: list[object]
+) -> None:
+    routes = {"a": route} if route is not None else {}
+    assert plan(tuple(desired), 1, have, routes, frozenset()) == steps
+
+
+def test_a_failed_load_is_tried_again_only_under_a_newer_revision() -> None:
+    have = {ONE.key: Held(ONE, FAILED, 0, failed_revision=4)}
+    assert plan((wanted(ONE),), 4, have, {}, frozenset()) == []
+    assert plan((wanted(ONE),), 5, have, {}, frozenset()) == [Load(ONE)]
+
+
+def test_a_quarantined_version_is_not_loaded_and_not_swapped_in() -> None:
+    given_up = frozenset({TWO.key})
+    desired = (wanted(ONE, TWO, route=TO_TWO),)
+    assert plan(desired, 1, held((ONE, READY), (TWO, QUARANTINED)), {"a": TO_ONE}, given_up) == []
+    assert plan(desired, 1, held((ONE, READY), (TWO, QUARANTINED)), {"a": TO_ONE}, frozenset()) == [Load(TWO)]
+
+
+def test_what_is_under_way_is_waited_for() -> None:
+    assert plan((), 1, held((ONE, DRAINING), outstanding=1), {}, frozenset()) == []
+    assert plan((), 1, held((ONE, DRAINING)), {}, frozenset()) == [Unload(ONE.key)]
+
+
+def test_ready_means_that_every_routed_model_is_answered() -> None:
+    desired = (wanted(ONE, TWO, route=TO_TWO),)
+    assert answers(desired, held((ONE, READY), (TWO, LOADING)), {"a": TO_ONE})
+    assert not answers(desired, held((ONE, LOADING)), {})
+    assert not answers(desired, held((ONE, FAILED)), {"a": TO_ONE})
+    assert answers(desired, held((ONE, DRAINING), (ANEW, READY)), {"a": TO_ONE})
+    assert answers((wanted(ONE),), held(), {}), "nothing is to be answered yet"
+
+
+MODELS = ("a", "b")
+NUMBERS = ("1", "2", "3")
+
+
+class PolicyMachine(RuleBasedStateMachine):
+    """A worker as the policy sees it: Desired letters, loads that end or fail, requests, quarantines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desired: tuple[ModelDesired, ...] = ()
+        self.revision = 0
+        self.release = 0
+        self.held: dict[str, Held] = {}
+        self.routes: dict[str, Route] = {}
+        self.quarantined: set[str] = set()
+        self.given_up: set[str] = set()  # quarantined, and not ready again since
+        self.answered: set[str] = set()
+        # The version that answers each arm's number, as the loader resolves it when it swaps.
+        self.target: dict[tuple[str, str], str] = {}
+
+    @rule(data=st.data())
+    def letter(self, data: st.DataObject) -> None:
+        models = data.draw(st.lists(st.sampled_from(MODELS), unique=True, max_size=2))
+        desired = []
+        for name in models:
+            numbers = data.draw(st.lists(st.sampled_from(NUMBERS), unique=True, min_size=1, max_size=3))
+            versions = tuple(
+                a_version(name, n, digest=data.draw(st.sampled_from(["aa", "bb"]))) for n in numbers
+            )
+            kind = data.draw(st.sampled_from(["none", "single", "both"]))
+            self.release += 1
+            route: Route | None = None
+            if kind == "single" or (kind == "both" and len(versions) == 1):
+                route = single(versions[0].number, self.release)
+            elif kind == "both":
+                arms = (Arm(0, "x", versions[0].number, 0.5), Arm(1, "y", versions[1].number, 0.5))
+                route = Route(self.release, 0, "s", arms)
+            desired.append(ModelDesired(Model(name), versions, route))
+        self.desired = tuple(desired)
+        self.revision += 1
+        self.advance()
+
+    def advance(self) -> None:
+        for _ in range(20):
+            steps = plan(self.desired, self.revision, self.held, self.routes, frozenset(self.quarantined))
+            if not steps:
+                return
+            for step in steps:
+                self.take(step)
+                self.check_availability()
+        raise AssertionError("the policy has no end")
+
+    def take(self, step: object) -> None:
+        match step:
+            case Load(version):
+                have = self.held.get(version.key)
+                assert have is None or have.state in (FAILED, QUARANTINED), "loaded twice"
+                assert version.key not in self.quarantined
+                self.held[version.key] = Held(version, LOADING)
+            case Swap(model, None):
+                assert model.name not in {one.model.name for one in self.desired}, (
+                    "only omission takes it away"
+                )
+                self.routes.pop(model.name)
+                self.answered.discard(model.name)
+            case Swap(model, route):
+                assert route is not None
+                self.routes[model.name] = route
+                one = next(one for one in self.desired if one.model.name == model.name)
+                by_number = {version.number: version.key for version in one.versions}
+                for arm in route.arms:
+                    assert self.held[by_number[arm.version]].state is READY, "swapped to what is not ready"
+                    self.target[model.name, arm.version] = by_number[arm.version]
+                self.answered.add(model.name)
+            case Drain(key):
+                assert self.held[key].state is READY and key not in self.serving(), "drained what answers"
+                self.held[key] = replace(self.held[key], state=DRAINING)
+            case Revive(key):
+                assert self.held[key].state is DRAINING
+                self.held[key] = replace(self.held[key], state=READY)
+            case Unload(key):
+                assert self.held[key].state is DRAINING and self.held[key].outstanding == 0
+                del self.held[key]
+            case Forget(key):
+                assert self.held[key].state in (FAILED, QUARANTINED)
+                del self.held[key]
+            case _:
+                raise AssertionError(step)
+
+    def serving(self) -> set[str]:
+        return {self.target[name, arm.version] for name, route in self.routes.items() for arm in route.arms}
+
+    @precondition(lambda self: any(have.state is LOADING for have in self.held.values()))
+    @rule(data=st.data(), well=st.sampled_from([True, True, False]))
+    def load_ends(self, data: st.DataObject, well: bool) -> None:
+        loading = [key for key, have in self.held.items() if have.state is LOADING]
+        key = data.draw(st.sampled_from(loading))
+        state = READY if well else FAILED
+        self.held[key] = replace(self.held[key], state=state, failed_revision=-1 if well else self.revision)
+        self.advance()
+
+    @precondition(lambda self: self.routes)
+    @rule(data=st.data())
+    def request_begins(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.serving())))
+        if key in self.held:
+            self.held[key] = replace(self.held[key], outstanding=self.held[key].outstanding + 1)
+
+    @precondition(lambda self: any(have.outstanding for have in self.held.values()))
+    @rule(data=st.data())
+    def request_ends(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from([key for key, have in self.held.items() if have.outstanding]))
+        self.held[key] = replace(self.held[key], outstanding=self.held[key].outstanding - 1)
+        self.advance()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def quarantine(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.held)))
+        self.quarantined.add(key)
+        self.given_up.add(key)
+        self.held[key] = replace(self.held[key], state=QUARANTINED, outstanding=0)
+        self.advance()
+
+    @precondition(lambda self: self.quarantined)
+    @rule(data=st.data())
+    def lift(self, data: st.DataObject) -> None:
+        self.quarantined.discard(data.draw(st.sampled_from(sorted(self.quarantined))))
+        self.advance()
+
+    @invariant()
+    def check_availability(self) -> None:
+        assert self.answered == set(self.routes), "a model once answered has a route"
+        for key in self.serving():
+            have = self.held.get(key)
+            if have is not None and have.state is READY:
+                self.given_up.discard(key)
+                continue
+            # Quarantine is the one thing that may take away what answers; it is tried anew when lifted.
+            assert key in self.given_up, f"{key} is routed to and is {have}"
+
+    def teardown(self) -> None:
+        """When all loads succeed and all requests end, the Desired is carried out."""
+        self.quarantined.clear()
+        self.revision += 1
+        for _ in range(20):
+            self.advance()
+            for key, have in self.held.items():
+                state = READY if have.state is LOADING else have.state
+                self.held[key] = replace(have, state=state, outstanding=0)
+        self.advance()
+        # A model that is prepared and not routed yet keeps the route that it had.
+        kept = {
+            one.model.name: replace(one, route=self.routes.get(one.model.name)) if one.route is None else one
+            for one in self.desired
+        }
+        left = {
+            key: have
+            for key, have in self.held.items()
+            if key in self.wanted_keys() or key not in self.serving()
+        }
+        assert carried_out(tuple(kept.values()), left, self.routes)
+        assert answers(self.desired, self.held, self.routes)
+
+    def wanted_keys(self) -> set[str]:
+        return {version.key for one in self.desired for version in one.versions}
+
+
+TestPolicyMachine = PolicyMachine.TestCase
+TestPolicyMachine.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
