@@ -1,5 +1,6 @@
 """Real nodes: every process may die at any moment, and service comes back; a node comes up and goes whole."""
 
+import json
 import os
 import re
 import signal
@@ -40,6 +41,12 @@ def has_finished(ledger: Ledger, id: int) -> bool:
     return ledger.release(id).state.finished
 
 
+def restarts(node: RunningNode) -> dict[str, int]:
+    """Of every process that `interlock status` shows as running."""
+    processes = json.loads(node.get("/api/status")[1])["node"]["processes"]
+    return {p["report"]["process"]: p["restarts"] for p in processes if p["up"] and p["report"]["pid"]}
+
+
 def log_of(home: Path, name: str) -> str:
     return (home / "logs" / f"{name}.log").read_text()
 
@@ -57,6 +64,11 @@ def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Pa
             until(lambda: node.answers("iris", 4.0), f"iris after the death of {name}")
             until(lambda: node.answers("slow", 20.0), f"slow after the death of {name}")
             node.wait_ready()
+        until(lambda: restarts(node) == dict.fromkeys(node.pids(), 1) | {"supervisor": 0}, "the restarts")
+        _, page = node.get("/metrics")
+        assert b'interlock_process_restarts_total{process="x-slow-1"} 1' in page
+        assert b'interlock_process_up{process="x-slow-1"} 1' in page
+        assert re.search(rb'interlock_process_resident_bytes{process="x-slow-1"} \d{8}', page)
         assert node.release("iris", "2").state is ReleaseState.DONE
         until(lambda: node.answers("iris", 6.0), "the new version")
 
@@ -206,6 +218,43 @@ def test_a_version_that_crashes_on_a_request_is_given_up_and_the_others_serve_on
         assert status == 200 and b"slow/1@" in body
         assert node.release("slow", "1").state is ReleaseState.DONE
         until(lambda: node.answers("slow", 20.0), "the version after its new release")
+
+
+FORKING = """__import__("subprocess").Popen(["sleep", "600"])
+        __import__("multiprocessing").get_context("fork").Process(target=time.sleep, args=(600,)).start()"""
+
+
+def test_what_a_model_starts_dies_with_its_executor(home: Path) -> None:
+    put_python(home, "forks", "1", 1.0, on_load=FORKING)
+    with RunningNode(home) as node:
+        node.wait_ready()
+        assert node.release("forks", "1").state is ReleaseState.DONE
+
+        def family() -> list[int]:
+            pid = node.pids("x-forks")["x-forks-1"]
+            return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+        first = family()
+        assert len(first) == 3
+        node.kill("x-forks-1")
+        until(lambda: not any(lives(pid) for pid in first), "the end of the killed one's children")
+        until(lambda: node.answers("forks", 2.0), "its successor")
+        second = family()
+        node.process.send_signal(signal.SIGTERM)
+        assert node.process.wait(20) == 0
+        assert not any(lives(pid) for pid in second)
+
+
+def test_what_a_model_starts_dies_with_an_orphan(home: Path) -> None:
+    put_python(home, "forks", "1", 1.0, on_load=FORKING)
+    with RunningNode(home) as node:
+        node.wait_ready()
+        assert node.release("forks", "1").state is ReleaseState.DONE
+        pid = node.pids("x-forks")["x-forks-1"]
+        family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        node.process.kill()
+        node.process.wait()
+        until(lambda: not any(lives(pid) for pid in family), "orphans gone", 6.0)
 
 
 def test_memory_that_the_model_cannot_be_refused_ends_its_process_and_nothing_else(home: Path) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from interlock.core.errors import ModelNotFound
-from interlock.core.letters import VersionState
+from interlock.core.letters import ChildStatus, VersionState
 from interlock.operations import status
 from interlock.operations.context import Context
 from tests.operations.homes import a_home, a_node, a_report, a_status, release_and_carry_out
@@ -51,6 +52,30 @@ def test_ready_counts_workers_that_answer_with_the_live_version(ctx: Context) ->
 )
 def test_why_not_ready(workers: int, reports: list[object], reason: str) -> None:
     assert status.why_not_ready(a_node(*reports, workers=workers)) == reason  # type: ignore[arg-type]
+
+
+def test_the_supervisor_tells_of_executors_and_of_restarts() -> None:
+    children = (
+        ChildStatus("worker-0", 11, 1, ready=True, restarts=2),
+        ChildStatus("x-slow-1", 12, 5, ready=True, resident_bytes=99),
+        ChildStatus("x-slow-2", 13, 6, ready=False, leaving=True),
+        ChildStatus("x-slow-3", restarts=7),
+    )
+    supervisor = msgspec.structs.replace(a_report("supervisor"), children=children)
+    found = status.join_children(a_node(supervisor, a_report("worker-0"), a_report("control")).processes)
+    by_name = {process.report.process: process for process in found}
+    assert list(by_name) == ["control", "supervisor", "worker-0", "x-slow-1", "x-slow-2", "x-slow-3"]
+    assert by_name["worker-0"].restarts == 2 and by_name["worker-0"].report.pid == 4242
+    first, leaving, waiting = (by_name[f"x-slow-{n}"] for n in "123")
+    assert (first.report.pid, first.report.resident_bytes, first.up, first.report.ready) == (
+        12,
+        99,
+        True,
+        True,
+    )
+    assert leaving.report.draining and not leaving.report.ready
+    assert not waiting.up and waiting.restarts == 7
+    assert not any(status.is_worker(process) for process in (first, leaving, waiting))
 
 
 def test_versions_say_where_each_one_stands(ctx: Context) -> None:

@@ -1,21 +1,27 @@
 """Owns one child process of the supervisor: its start, what its mapped block says of it, and how it ended."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from msgspec.structs import replace
 
 from interlock.app.processes import Doing, Kind, ProcessSpec, RunningView
+from interlock.core.model import Version
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
 from interlock.serving.counters import BlockView, Phase, block_path, read_block
 
 LOG_BYTES = 16 * 1024 * 1024
 """A child's log that is longer when the child starts is put aside as `.1`."""
+
+NAME_BYTES = 120
+"""The longest name of a process: files are named after it, and with their endings may have 255 bytes."""
 
 _DOING = {Phase.IDLE: Doing.IDLE, Phase.LOADING: Doing.LOADING, Phase.RUNNING: Doing.RUNNING}
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -56,7 +62,14 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """The exit code (negative: the signal that ended it), or None while it runs."""
+        """The exit code (negative: the signal that ended it), or None while it runs.
+
+        What it had started itself ends with it, unless that left the process group on purpose.
+        """
+        if self._process.returncode is None and _has_ended(self.pid):
+            # Before its number is given back: until then no other group can have it.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         return self._process.poll()
 
     def look(self, with_memory: bool) -> RunningView:
@@ -80,6 +93,15 @@ class Child:
     def _signal(self, number: int) -> None:
         # Popen knows whether it has been reaped: a number that was given to another process is never hit.
         self._process.send_signal(number)
+
+
+def executor_name(version: Version) -> str:
+    """The name of the process that executes a version; a long one is cut, and told apart by its hash."""
+    name = f"x-{version.model}-{version.number}"
+    data = name.encode()
+    if len(data) <= NAME_BYTES:
+        return name
+    return f"{data[: NAME_BYTES - 17].decode(errors='ignore')}~{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def end_of(code: int) -> str:
@@ -116,6 +138,16 @@ def resident_bytes(pid: int) -> int:
 def module_of(kind: Kind) -> str:
     """The module that a kind of process runs."""
     return f"interlock.app.{kind.value}"
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended that nobody has waited for yet."""
+    if not hasattr(os, "waitid"):
+        return False  # macOS before Python 3.13
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _seen(view: RunningView, block: BlockView) -> RunningView:

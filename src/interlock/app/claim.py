@@ -59,13 +59,20 @@ def clear_remains(home: Path, within_s: float = ORPHANS_S) -> None:
         time.sleep(0.02)
     for path in alive:
         view = read_block(path, counts=False)
-        # Its lock is held, so the process that the block names is still the one that made it.
+        # Its lock is held: by the process that the block names, or by one that it has forked.
         if view is not None and not owner_is_dead(path):
             log.warning("an orphan is killed", extra=logs.fields(name=view.process, orphan=view.pid))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(view.pid, signal.SIGKILL)
+            _kill(view.pid)
     for path in _leftovers(run):
         path.unlink(missing_ok=True)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.killpg(pid, signal.SIGKILL)  # with what a model in it has started
+        except ProcessLookupError:
+            os.kill(pid, signal.SIGKILL)
 
 
 def _alive(run: Path) -> list[Path]:

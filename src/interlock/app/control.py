@@ -30,7 +30,7 @@ from interlock.export.prometheus import render
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
 from interlock.operations.settings_file import read_app_file
-from interlock.operations.status import NodeStatus, ProcessStatus
+from interlock.operations.status import NodeStatus, ProcessStatus, join_children
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.serving.counters import Block, abandoned, fold, read_all
 
@@ -134,8 +134,12 @@ class Control:
         desired = self._rollouts.desired
         heard = self._heard
         config = self._config
-        processes = [ProcessStatus(report, now_s - at_s, up) for report, at_s, up in heard.values()]
-        processes.append(ProcessStatus(self._own_report(desired), 0.0))
+        processes = join_children(
+            [
+                *(ProcessStatus(report, now_s - at_s, up) for report, at_s, up in heard.values()),
+                ProcessStatus(self._own_report(desired), 0.0),
+            ]
+        )
         return NodeStatus(
             node=config.node,
             workers=config.workers,
@@ -143,7 +147,7 @@ class Control:
             admin_url=url_of(config.admin_host, config.admin_port),
             started_s=self._node_started_s(),
             revision=-1 if desired is None else desired.revision,
-            processes=tuple(sorted(processes, key=lambda process: process.report.process)),
+            processes=processes,
         )
 
     def metrics_text(self) -> bytes:

@@ -108,7 +108,11 @@ def run() -> None:
         sys.stdout.reconfigure(line_buffering=True)  # an exit that nobody planned loses no line
     # Bytecode beside a model's source would be in the artifact folder, and change its digest.
     sys.dont_write_bytecode = True
+    supervisor = os.getppid()
     code = main(args)
+    if os.getppid() != supervisor and os.getpgrp() == os.getpid():
+        # Nobody is left to end what the model's code has started.
+        os.killpg(0, signal.SIGKILL)
     # A model's own threads and exit handlers cannot hold up the exit: memory comes back now.
     os._exit(code)
 

@@ -12,12 +12,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from interlock.app import logs
-from interlock.app.children import Child, end_of, module_of, resident_bytes
+from interlock.app.children import Child, end_of, executor_name, module_of, resident_bytes
 from interlock.app.claim import clear_remains, take_lock
 from interlock.app.link import LetterClient, write_atomically
 from interlock.app.processes import (
@@ -39,7 +39,7 @@ from interlock.app.processes import (
 from interlock.app.quarantine import all_releases, read_quarantine, write_quarantine
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import InterlockError
-from interlock.core.letters import Desired, Report, executor_socket, letters_socket
+from interlock.core.letters import ChildStatus, Desired, Report, executor_socket, letters_socket
 from interlock.core.model import Placement, Version
 from interlock.core.settings import NodeConfig, check_config, run_folder
 from interlock.operations.discovery import NodeFile
@@ -82,6 +82,8 @@ class Supervisor:
         self._desired = Desired(config.node, -1)
         self._versions: dict[str, Version] = {}
         self._history = History(quarantined=read_quarantine(config.home))
+        self._ended: dict[str, int] = {}
+        """How often a process of this name ended by itself or was killed; of those that are wanted."""
         self._wake = asyncio.Event()
         self._signals = 0
         self._leaving = False
@@ -158,7 +160,7 @@ class Supervisor:
                 limit = version.memory_limit_bytes or self._config.executor_memory_bytes
                 wanted.append(
                     ProcessSpec(
-                        name=f"x-{version.model}-{version.number}",
+                        name=executor_name(version),
                         kind=Kind.EXECUTOR,
                         version_key=version.key,
                         release=releases[version.key],
@@ -181,17 +183,18 @@ class Supervisor:
         except OSError as error:  # no memory or no process to be had: later, as after a crash
             log.error("a process cannot be started", extra=logs.fields(name=spec.name, error=str(error)))
             view = RunningView(spec, time.monotonic())
-            self._history = crashed(self._history, time.monotonic(), view, str(error), {}, self._limits)
+            self._crashed(time.monotonic(), view, str(error), {})
             return
         self._children[spec.name] = child
         log.info("started", extra=logs.fields(name=spec.name, child=child.pid))
+        self._client.send_soon()
 
     def _kill(self, name: str, why: str, now_s: float, releases: dict[str, int]) -> None:
         child = self._children[name]
         log.error("killed", extra=logs.fields(name=name, child=child.pid, reason=why))
         child.kill()
         if child.view.stopping_s is None:
-            self._history = crashed(self._history, now_s, child.view, why, releases, self._limits)
+            self._crashed(now_s, child.view, why, releases)
             # What follows is its end, which has been counted.
             child.view = msgspec.structs.replace(child.view, stopping_s=now_s)
 
@@ -207,7 +210,7 @@ class Supervisor:
                 log.info("left", extra=logs.fields(name=name, child=child.pid, code=code))
                 continue
             view, why = self._post_mortem(view, code)
-            self._history = crashed(self._history, now_s, view, why, releases, self._limits)
+            self._crashed(now_s, view, why, releases)
             log.error(
                 "ended by itself",
                 extra=logs.fields(
@@ -219,6 +222,10 @@ class Supervisor:
                     requests=view.requests,
                 ),
             )
+
+    def _crashed(self, now_s: float, view: RunningView, why: str, releases: dict[str, int]) -> None:
+        self._history = crashed(self._history, now_s, view, why, releases, self._limits)
+        self._ended[view.spec.name] = self._ended.get(view.spec.name, 0) + 1
 
     def _post_mortem(self, view: RunningView, code: int) -> tuple[RunningView, str]:
         version = self._versions.get(view.spec.version_key)
@@ -256,7 +263,28 @@ class Supervisor:
             draining=self._leaving,
             quarantined={key: entry.reason for key, entry in self._history.quarantined.items()},
             resident_bytes=resident_bytes(os.getpid()),
+            children=tuple(self._statuses()),
         )
+
+    def _statuses(self) -> Iterator[ChildStatus]:
+        names = {spec.name for spec in self._wanted()} | set(self._children)
+        self._ended = {name: count for name, count in self._ended.items() if name in names}
+        for name in sorted(names):
+            child = self._children.get(name)
+            restarts = self._ended.get(name, 0)
+            if child is None:
+                yield ChildStatus(name, restarts=restarts)
+                continue
+            view = child.view
+            yield ChildStatus(
+                name,
+                child.pid,
+                child.incarnation,
+                ready=view.heartbeat_s is not None and view.doing is not Doing.LOADING,
+                leaving=view.stopping_s is not None,
+                resident_bytes=view.resident_bytes,
+                restarts=restarts,
+            )
 
     def _announce(self) -> None:
         config = self._config

@@ -159,14 +159,15 @@ def _show_status(found: msgspec.Struct, home: Path) -> None:
         )
         click.echo()
         show.table(
-            ["process", "pid", "state", "revision", "memory"],
+            ["process", "pid", "state", "revision", "memory", "restarts"],
             [
                 (
                     p.report.process,
-                    p.report.pid,
+                    p.report.pid or "",
                     _process_state(p),
-                    p.report.revision,
+                    p.report.revision if p.report.revision >= 0 else "",
                     show.size(p.report.resident_bytes),
+                    p.restarts,
                 )
                 for p in node.processes
             ],

@@ -60,12 +60,25 @@ class VersionStatus(msgspec.Struct, frozen=True):
     load_s: float = 0.0
 
 
+class ChildStatus(msgspec.Struct, frozen=True):
+    """A process as its parent sees it. `pid` is 0 while it waits to be started again; `restarts` is how often
+    that happened since its parent started."""
+
+    process: str
+    pid: int = 0
+    incarnation: int = 0
+    ready: bool = False
+    leaving: bool = False
+    resident_bytes: int = 0
+    restarts: int = 0
+
+
 class Report(msgspec.Struct, frozen=True):
     """What one process says of itself. `revision` is the newest Desired that it fully carries out: routes
     swapped, and nothing left to load or unload; `seen_revision` the newest that it has read.
 
-    `process` is "worker-0", "supervisor" …; `incarnation` is new at every start. `quarantined` is filled by
-    the supervisor: version key to reason.
+    `process` is "worker-0", "supervisor" …; `incarnation` is new at every start. Filled by the supervisor:
+    `quarantined`, version key to reason, and `children`, all the processes that it keeps.
     """
 
     node: str
@@ -80,6 +93,7 @@ class Report(msgspec.Struct, frozen=True):
     quarantined: dict[str, str] = {}
     resident_bytes: int = 0
     schema: int = SCHEMA
+    children: tuple[ChildStatus, ...] = ()
 
 
 _desired = msgspec.json.Decoder(Desired)

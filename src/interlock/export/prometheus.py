@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from interlock import __version__
 from interlock.core.letters import VersionState
 from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram
-from interlock.operations.status import NodeStatus, quarantine, version_order, why_not_ready
+from interlock.operations.status import NodeStatus, is_executor, quarantine, version_order, why_not_ready
 from interlock.registry.rows import ReleaseRow
 
 K = TypeVar("K")
@@ -46,9 +46,20 @@ METRICS: tuple[Metric, ...] = (
     Metric("interlock_node_ready", "gauge", (), "1 while every worker answers with all that it should."),
     Metric("interlock_node_start_time_seconds", "gauge", (), "When the node was started, Unix time."),
     Metric("interlock_desired_revision", "gauge", (), "Revision of the newest Desired."),
-    Metric("interlock_process_up", "gauge", ("process",), "1 while the process is connected to control."),
+    Metric(
+        "interlock_process_up",
+        "gauge",
+        ("process",),
+        "1 while the process is connected to control; an executor: while it runs.",
+    ),
     Metric(
         "interlock_process_revision", "gauge", ("process",), "Newest Desired that the process carries out."
+    ),
+    Metric(
+        "interlock_process_restarts_total",
+        "counter",
+        ("process",),
+        "How often the process had to be started again since the node was started.",
     ),
     Metric("interlock_process_resident_bytes", "gauge", ("process",), "Resident memory of the process."),
     Metric(
@@ -144,7 +155,11 @@ def _processes(node: NodeStatus) -> Iterator[str]:
     reports = sorted(node.processes, key=lambda process: process.report.process)
     yield from _family("interlock_process_up", [((p.report.process,), int(p.up)) for p in reports])
     alive = [process.report for process in reports if process.up]
-    yield from _family("interlock_process_revision", [((r.process,), r.revision) for r in alive])
+    revisions = [((p.report.process,), p.report.revision) for p in reports if p.up and not is_executor(p)]
+    yield from _family("interlock_process_revision", revisions)
+    yield from _family(
+        "interlock_process_restarts_total", [((p.report.process,), p.restarts) for p in reports]
+    )
     yield from _family("interlock_process_resident_bytes", [((r.process,), r.resident_bytes) for r in alive])
     states: dict[tuple[str, ...], int] = {}
     for status in (status for report in alive for status in report.versions):

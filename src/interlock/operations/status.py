@@ -26,11 +26,14 @@ MAX_EVENTS = 1000
 
 class ProcessStatus(msgspec.Struct, frozen=True):
     """One process as control sees it: its last Report, how many seconds ago that came, and whether the
-    process is still connected."""
+    process is still connected. `restarts`: how often the supervisor had to start it again.
+
+    Executors talk to workers alone: their reports are what the supervisor sees of them."""
 
     report: Report
     age_s: float
     up: bool = True
+    restarts: int = 0
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -132,6 +135,36 @@ def why_not_ready(node: NodeStatus | None) -> str:
 def is_worker(process: ProcessStatus) -> bool:
     """Whether a process answers requests itself (executors, control and the supervisor do not)."""
     return process.report.process.startswith("worker-")
+
+
+def is_executor(process: ProcessStatus) -> bool:
+    """Whether a process executes one version, for all workers."""
+    return process.report.process.startswith("x-")
+
+
+def join_children(processes: Sequence[ProcessStatus]) -> tuple[ProcessStatus, ...]:
+    """Processes that reported themselves, completed by what the supervisor's Report says of all; by name."""
+    heard = {process.report.process: process for process in processes}
+    supervisor = heard.get("supervisor")
+    for child in supervisor.report.children if supervisor is not None and supervisor.up else ():
+        found = heard.get(child.process)
+        if found is not None:
+            heard[child.process] = msgspec.structs.replace(found, restarts=child.restarts)
+        elif child.process.startswith("x-"):
+            report = Report(
+                node=supervisor.report.node if supervisor is not None else "",
+                process=child.process,
+                incarnation=child.incarnation,
+                pid=child.pid,
+                seen_revision=-1,
+                revision=-1,
+                ready=child.ready and not child.leaving,
+                draining=child.leaving,
+                resident_bytes=child.resident_bytes,
+            )
+            age_s = supervisor.age_s if supervisor is not None else 0.0
+            heard[child.process] = ProcessStatus(report, age_s, child.pid != 0, child.restarts)
+    return tuple(heard[name] for name in sorted(heard))
 
 
 def quarantine(node: NodeStatus | None) -> tuple[Quarantine, ...]:
