@@ -274,16 +274,20 @@ class PolicyMachine(RuleBasedStateMachine):
             one.model.name: replace(one, route=self.routes.get(one.model.name)) if one.route is None else one
             for one in self.desired
         }
+        named = {
+            (one.model.name, arm.version)
+            for one in self.desired
+            if one.route is None and one.model.name in self.routes
+            for arm in self.routes[one.model.name].arms
+        }
+        wanted = {version.key for one in self.desired for version in one.versions}
         left = {
             key: have
             for key, have in self.held.items()
-            if key in self.wanted_keys() or key not in self.serving()
+            if key in wanted or (have.version.model, have.version.number) not in named
         }
         assert carried_out(tuple(kept.values()), left, self.routes)
         assert answers(self.desired, self.held, self.routes)
-
-    def wanted_keys(self) -> set[str]:
-        return {version.key for one in self.desired for version in one.versions}
 
 
 TestPolicyMachine = PolicyMachine.TestCase

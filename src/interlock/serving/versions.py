@@ -90,7 +90,7 @@ def plan(
         for arm in current.arms if current is not None else ():
             newer = by_number.get(arm.version)
             if current != target or newer is None or not _ready(held, newer.key, quarantined):
-                used.add(_key_of(held, one.model.name, arm.version))
+                used |= _keys_of(held, one.model.name, arm.version)
     for name in routes:
         if name not in names:
             steps.append(Swap(Model(name), None))
@@ -148,10 +148,12 @@ def _ready(held: dict[str, Held], key: str, quarantined: frozenset[str]) -> bool
     return have is not None and have.state is VersionState.READY and key not in quarantined
 
 
-def _key_of(held: dict[str, Held], model: str, number: str) -> str:
-    # Of two with one number (registered anew after a deletion) the older: the newer is not swapped in yet.
-    for key, have in held.items():
-        if have.version.number == number and have.version.model == model:
-            if have.state in (VersionState.READY, VersionState.DRAINING):
-                return key
-    return ""
+def _keys_of(held: dict[str, Held], model: str, number: str) -> set[str]:
+    # There may be two with one number (registered anew after a deletion): whichever answers, both stay.
+    return {
+        key
+        for key, have in held.items()
+        if have.version.number == number
+        and have.version.model == model
+        and have.state in (VersionState.READY, VersionState.DRAINING)
+    }
