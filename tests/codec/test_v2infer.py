@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
-from interlock.codec.v2infer import Codec
+from interlock.codec.v2infer import Codec, Decoded
 from interlock.codec.v2json import JSON_DATATYPES
 from interlock.core.errors import (
     InvalidRequest,
@@ -23,6 +23,13 @@ from interlock.core.model import DATATYPES, Array, Signature, TensorSpec
 
 INTEGERS = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 FLOAT_BITS: dict[str, Literal[16, 32, 64]] = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
+
+
+def array_of(decoded: Decoded, name: str) -> Array:
+    """An input of a message that the row decoder did not read."""
+    value = decoded.inputs[name]
+    assert not isinstance(value, list)
+    return value
 
 
 def elements(datatype: str, in_json: bool) -> st.SearchStrategy[Any]:
@@ -88,10 +95,10 @@ def test_tritonclients_tensors_arrive_and_return_as_they_are(
     assert decoded.rows == sent.shape[0]
     assert decoded.id == "7"
     assert decoded.answer.names is None
-    assert decoded.inputs["a"].dtype == DATATYPES[datatype]
-    assert bits(decoded.inputs["a"]) == bits(from_triton(sent))
+    assert array_of(decoded, "a").dtype == DATATYPES[datatype]
+    assert bits(array_of(decoded, "a")) == bits(from_triton(sent))
 
-    text, binary = decoded.answer.encode({"b": decoded.inputs["a"]}, decoded.id)
+    text, binary = decoded.answer.encode({"b": array_of(decoded, "a")}, decoded.id)
     whole = text + b"".join(binary or [])
     result = InferResult.from_response_body(whole, header_length=None if binary is None else len(text))
     assert (binary is None) == in_json
@@ -151,7 +158,7 @@ def test_the_quick_reader_and_the_explaining_one_agree(datatype: str, data: st.D
     def quick() -> Any:
         # The answer's datatype is not what is under test: ask for it in binary.
         decoded = codec.decode(body[:-1] + b',"parameters":{"binary_data_output":true}}', None)
-        return bits(decoded.inputs["a"]), decoded.rows
+        return bits(array_of(decoded, "a")), decoded.rows
 
     def explaining() -> Any:
         _, inputs, rows = codec._explain(body, memoryview(b""), has_header=False)
@@ -221,9 +228,9 @@ def test_json_and_binary_inputs_mix_in_one_request_and_its_answer() -> None:
     decoded = Codec("two", "3", TWO).decode(body, len(text))
 
     assert decoded.rows == 2
-    assert decoded.inputs["words"].tolist() == [b"ab", b""]
-    assert decoded.inputs["k"].shape == () and decoded.inputs["k"] == 7
-    assert (decoded.inputs["x"] == x).all()
+    assert array_of(decoded, "words").tolist() == [b"ab", b""]
+    assert array_of(decoded, "k").shape == () and array_of(decoded, "k") == 7
+    assert (array_of(decoded, "x") == x).all()
     outputs = {"y": x[:, 0], "word": np.array(["ä", b"\xff"], object), "n": np.array(9), "more": x}
     head, binary = decoded.answer.encode(outputs, "id")
     result = InferResult.from_response_body(head + b"".join(binary or []), header_length=len(head))
@@ -242,20 +249,20 @@ def test_an_aligned_binary_input_is_not_copied_and_an_output_neither() -> None:
     text += b" " * (-len(text) % 8)
     body = text + bytes(size)
     decoded = echo("FP32").decode(body, len(text))
-    assert np.shares_memory(decoded.inputs["a"], np.frombuffer(body, np.uint8))
+    assert np.shares_memory(array_of(decoded, "a"), np.frombuffer(body, np.uint8))
 
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     _, binary = decoded.answer.encode({"b": array}, None)
     assert binary is not None and np.shares_memory(np.frombuffer(binary[0], np.uint8), array)
 
     moved = echo("FP32").decode(b" " + body, len(text) + 1)
-    assert moved.inputs["a"].flags.aligned
+    assert array_of(moved, "a").flags.aligned
 
 
 def test_nested_data_reads_as_flat_data() -> None:
     def decode(data: Any) -> Any:
         entry = {"name": "a", "shape": [2, 3], "datatype": "INT32", "data": data}
-        return echo("INT32").decode(json.dumps({"inputs": [entry]}).encode(), None).inputs["a"].tolist()
+        return array_of(echo("INT32").decode(json.dumps({"inputs": [entry]}).encode(), None), "a").tolist()
 
     assert decode([1, 2, 3, 4, 5, 6]) == decode([[1, 2, 3], [4, 5, 6]]) == [[1, 2, 3], [4, 5, 6]]
 
@@ -266,7 +273,7 @@ def test_a_tensor_of_six_axes_may_be_nested() -> None:
         b'{"inputs":[{"name":"a","shape":[1,1,2,1,1,2],"datatype":"INT32","data":[[[[[[1,2]]],[[[3,4]]]]]]}]}'
     )
     decoded = Codec("deep", "1", Signature((spec,), (spec,))).decode(body, None)
-    assert decoded.inputs["a"].ravel().tolist() == [1, 2, 3, 4]
+    assert array_of(decoded, "a").ravel().tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +291,7 @@ def test_a_raw_request_is_the_only_inputs_tensor(
     batch_axis = 0 if shape[0] < 0 else None
     signature = Signature((TensorSpec("a", datatype, shape),), (TensorSpec("b", "FP16", (-1,)),), batch_axis)
     decoded = Codec("raw", "1", signature).decode(body, 0)
-    assert decoded.inputs["a"].tolist() == expected
+    assert array_of(decoded, "a").tolist() == expected
     assert decoded.rows == (len(expected) if batch_axis == 0 else 1)
     # FP16 leaves in binary, unasked: there is no other way to answer.
     assert decoded.answer.encode({"b": np.zeros(1, np.float16)}, None)[1] is not None
@@ -370,3 +377,38 @@ def test_many_choices_of_outputs_do_not_pile_up() -> None:
         # Whatever the order, the same key: such requests share a batch.
         assert codec.decode(body, None).answer.names == tuple(sorted(names))
     assert len(codec._answers) <= 64
+
+
+ROWS = Signature(
+    inputs=(TensorSpec("x", "FP32", (-1, 3)),),
+    outputs=(TensorSpec("y", "FP32", (-1, 3)),),
+)
+VALUES = st.one_of(
+    st.floats(width=32), st.integers(-5, 5), st.booleans(), st.none(), st.text(max_size=2), st.just([1.0])
+)
+
+
+@given(
+    data=st.lists(VALUES, min_size=2, max_size=4),
+    shape=st.sampled_from([[1, 3], [1, 2], [3], [1, 3, 1], [2, 3], [0, 3], [-1, 3]]),
+    extra=st.sampled_from([{}, {"parameters": {}}, {"parameters": {"binary_data_size": 12}}, {"more": 1}]),
+    top=st.sampled_from([{}, {"id": "a"}, {"parameters": {"timeout": 5}}, {"outputs": [{"name": "y"}]}]),
+)
+def test_a_row_that_stays_a_list_is_the_row_that_becomes_an_array(
+    data: list[Any], shape: list[int], extra: dict[str, Any], top: dict[str, Any]
+) -> None:
+    """The short way for one row and the general way accept the same messages and read the same values."""
+    entry = {"name": "x", "shape": shape, "datatype": "FP32", "data": data} | extra
+    body = json.dumps({"inputs": [entry]} | top).encode()
+    quick, general = Codec("m", "1", ROWS), Codec("m", "1", ROWS)
+    general._row_decoder = None
+
+    def read(codec: Codec) -> tuple[Any, ...]:
+        try:
+            decoded = codec.decode(body, None)
+        except InvalidRequest as error:
+            return type(error), error.message
+        value = np.array(decoded.inputs["x"], np.float32).reshape(shape)
+        return value.tobytes(), decoded.rows, decoded.id, decoded.answer.names, decoded.parameters
+
+    assert read(quick) == read(general)

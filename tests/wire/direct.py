@@ -16,9 +16,10 @@ from interlock.core.errors import (
     VersionNotFound,
 )
 from interlock.core.letters import VersionState, VersionStatus
-from interlock.core.model import ModelSettings, Signature, Tensors, TensorSpec, Version
+from interlock.core.model import DATATYPES, ModelSettings, Signature, Tensors, TensorSpec, Version
 from interlock.core.request import Outputs, Request, RequestId, Response, Sink, Ticket
 from interlock.core.state import ArmCounts, ArmKey
+from interlock.serving.lane import join
 
 Predict = Callable[[Tensors], Tensors]
 
@@ -68,6 +69,7 @@ class DirectTarget:
         self.predict = predict
         self._owner = owner
         self.codec: Any = None
+        self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in version.signature.inputs}
         self._sequence = 0
 
     def submit(self, request: Request, sink: Sink) -> Ticket:
@@ -79,11 +81,18 @@ class DirectTarget:
         self.run(request, sink)
         return Settled()
 
+    def invalid(self, received_s: float) -> None:
+        self._owner.invalid.append(self.version.key)
+
+    def unsent(self) -> bool:
+        self._owner.unsent.append(self.version.key)
+        return self._owner.unsent.count(self.version.key) == 1
+
     def run(self, request: Request, sink: Sink) -> None:
         self._sequence += 1
         request_id = RequestId(1, 0, 0, 7, 1_700_000_000_000, self._sequence).encode()
         try:
-            outputs = self.predict(request.inputs)
+            outputs = self.predict(join([request.inputs], self._dtypes))
         except InterlockError as error:
             sink.fail(error, request_id)
         except Exception as error:
@@ -105,6 +114,8 @@ class DirectInfer:
         self.model_settings = ModelSettings()
         self.requests: list[Request] = []
         self.held: list[Held] = []
+        self.invalid: list[str] = []
+        self.unsent: list[str] = []
         self.repository_calls: list[tuple[str, str]] = []
         self._targets: dict[tuple[str, str], DirectTarget] = {}
         self._counts: dict[ArmKey, ArmCounts] = {}

@@ -21,6 +21,7 @@ from interlock.codec.v2json import (
     fast_decoder,
     flatten,
     read,
+    row_decoder,
 )
 from interlock.core.errors import (
     DatatypeMismatch,
@@ -31,7 +32,7 @@ from interlock.core.errors import (
     UnknownOutput,
     Unsupported,
 )
-from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
+from interlock.core.model import DATATYPES, Array, Inputs, Signature, Tensors, TensorSpec
 
 _MOST_ANSWERS = 64
 _NO_PARAMETERS = Parameters()
@@ -40,7 +41,7 @@ _NO_PARAMETERS = Parameters()
 class Decoded(msgspec.Struct, gc=False):
     """An infer request as the version sees it. `answer` encodes what the client asked for."""
 
-    inputs: Tensors
+    inputs: Inputs
     rows: int
     answer: Answer
     id: str | None
@@ -64,6 +65,25 @@ class Codec:
         self._head = answer_head(model, number)
         self._answers: dict[tuple[tuple[str, bool], ...] | bool, Answer] = {}
         self._all_json: Answer | None = None
+        self._row_decoder = row_decoder(signature)
+        first = signature.inputs[0] if signature.inputs else None
+        self._row_name = first.name if first is not None else ""
+        self._row_values = first.shape[-1] if first is not None and first.shape else -1
+
+    def _decode_row(self, body: bytes) -> Decoded | None:
+        """The commonest request, whose values stay a list: a batch makes one array of all of its lists, and
+        1.0 us a request is saved (0.5 of them in here)."""
+        assert self._row_decoder is not None
+        try:
+            message = self._row_decoder.decode(body)
+        except _DOUBTS:
+            return None
+        one = message.inputs[0]
+        if message.parameters is not None or message.outputs is not None or one.parameters is not None:
+            return None
+        if len(one.data) != self._row_values:
+            return None
+        return Decoded({self._row_name: one.data}, 1, self._all_json or self._answer(False), message.id, None)
 
     def decode(self, body: bytes, header_length: int | None) -> Decoded:
         """Read one request; `header_length` is the length of the JSON before binary tensors, None if all of
@@ -73,6 +93,10 @@ class Codec:
         Raises: InvalidRequest's children; Unsupported.
         """
         if header_length is None:
+            if self._row_decoder is not None:
+                decoded = self._decode_row(body)
+                if decoded is not None:
+                    return decoded
             try:
                 message = self._decoder.decode(body)
                 inputs, rows = self._tensors(message, body, len(body))

@@ -27,6 +27,8 @@ _RANGES: dict[str, tuple[int, int]] = {
     for bits in (8, 16, 32, 64)
 }
 _list: Any = list  # for types that are made at run time
+_tuple: Any = tuple
+_literal: Any = Literal
 _DEEPEST_TYPED = 4
 """Nested data of more axes is read by `read`; typed readers of any depth would cost a type per axis."""
 
@@ -105,6 +107,51 @@ def fast_decoder(signature: Signature) -> tuple[msgspec.json.Decoder[Message], d
         module=__name__,
     )
     return msgspec.json.Decoder(message), specs
+
+
+def row_decoder(signature: Signature) -> msgspec.json.Decoder[Message] | None:
+    """The decoder of the commonest request, one row of flat numbers for a model with one input [-1, n]; None
+    where the signature is another. It tells all that is wrong but the number of values.
+    """
+    spec = signature.inputs[0] if len(signature.inputs) == 1 else None
+    if spec is None or signature.batch_axis != 0 or len(spec.shape) != 2 or spec.shape[0] >= 0:
+        return None
+    # The range of 64-bit integers is not checked by msgspec, so that NumPy must see each request alone.
+    if spec.shape[1] < 1 or spec.datatype not in (
+        "FP32",
+        "FP64",
+        "INT8",
+        "INT16",
+        "INT32",
+        "UINT8",
+        "UINT16",
+    ):
+        return None
+    row = msgspec.defstruct(
+        "Row",
+        [
+            ("datatype", Literal[spec.datatype]),
+            ("shape", _tuple[Literal[1], _literal[spec.shape[1]]]),
+            ("data", _list[_element_type(spec.datatype)]),
+            ("parameters", InputParameters | None, None),
+        ],
+        tag_field="name",
+        tag=spec.name,
+        gc=False,
+        module=__name__,
+    )
+    message = msgspec.defstruct(
+        "RowMessage",
+        [
+            ("inputs", _tuple[row]),
+            ("id", str | None, None),
+            ("parameters", Parameters | None, None),
+            ("outputs", list[RequestedOutput] | None, None),
+        ],
+        gc=False,
+        module=__name__,
+    )
+    return msgspec.json.Decoder(message)
 
 
 def _shape_type(spec: TensorSpec, batch_axis: int | None) -> Any:

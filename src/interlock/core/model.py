@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from interlock.core.errors import ConfigError
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 """Name to array; the first axis is rows wherever the signature has a batch axis."""
+
+Inputs = Mapping[str, Array | list[Any]]
+"""What a request carries: arrays, or, where it has one row of an input [-1, n], the n numbers as a list: a
+batch makes one array of them in a third of the time that one for each takes."""
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from interlock.core.errors import DeadlineInvalid, InterlockError, MalformedMessage
-from interlock.core.model import ModelSettings, Tensors
+from interlock.core.model import Inputs, ModelSettings, Tensors
 
 PRIORITY_HIGH = 0
 PRIORITY_NORMAL = 1
@@ -23,7 +23,7 @@ class Request(msgspec.Struct, gc=False):
     """
 
     model: str
-    inputs: Tensors
+    inputs: Inputs
     rows: int
     deadline_s: float
     received_s: float

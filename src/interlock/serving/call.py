@@ -11,7 +11,7 @@ from interlock.core.errors import (
     InterlockError,
     InvalidRequest,
 )
-from interlock.core.model import Tensors
+from interlock.core.model import Inputs, Tensors
 from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.block import CANCELLED, FAILED, INVALID, TIMED_OUT
 
@@ -31,7 +31,7 @@ class Call(msgspec.Struct, eq=False):
     key: Hashable
     left: "Callable[[Call], None]"
     version: str
-    inputs: Tensors
+    inputs: Inputs
     rows: int
     deadline_s: float
     priority: int
@@ -88,7 +88,7 @@ class Part:
         self.call = call
         self.join = join
         self.place = start
-        self.inputs = {name: array[start:stop] for name, array in call.inputs.items()}
+        self.inputs: Inputs = {name: array[start:stop] for name, array in call.inputs.items()}
         self.rows = stop - start
         self.key = call.key
         self.deadline_s = call.deadline_s

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from interlock.core.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
+from interlock.core.model import DATATYPES, Inputs, ModelSettings, Tensors, Version
 from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.admission import QueueView, decide
 from interlock.serving.batcher import Batch, Batcher
@@ -41,6 +42,7 @@ HUNG_TIMES_PREDICTED = 10.0
 REJOIN_PAUSE_S = 0.02
 CRASH_COSTS_S = 1.0
 """What a batch that ends its process costs: the start of another, and the supervisor's pauses."""
+_LISTS = {list}
 
 
 class Lane:
@@ -81,6 +83,7 @@ class Lane:
         self._one_shape = all(all(size >= 0 for size in spec.shape[1:]) for spec in signature.inputs)
         self._specs = {spec.name: (DATATYPES[spec.datatype], len(spec.shape)) for spec in signature.outputs}
         self._names = tuple(self._specs)
+        self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in signature.inputs}
         self._has_rows = signature.batch_axis == 0
         self._running: dict[Batch[Item], None] = {}
         self._awake = False
@@ -128,7 +131,8 @@ class Lane:
                 raise refusal
         key: Hashable = None
         if not self._one_shape or request.outputs is not None:
-            key = tuple((name, array.shape[1:]) for name, array in request.inputs.items()), request.outputs
+            shapes = None if self._one_shape else self._shapes(request)
+            key = shapes, request.outputs
         call = Call(
             request,
             sink,
@@ -153,6 +157,11 @@ class Lane:
             self._awake = True
             self._loop.call_soon(self._step)
         return call
+
+    def _shapes(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        return tuple(
+            (len(array),) if isinstance(array, list) else array.shape[1:] for array in request.inputs.values()
+        )
 
     def _offer_parts(self, call: Call) -> None:
         if not self._joinable:
@@ -188,7 +197,7 @@ class Lane:
         batch.started_s = now
         first = items[0]
         try:
-            inputs = first.inputs if len(items) == 1 else join([item.inputs for item in items])
+            inputs = join([item.inputs for item in items], self._dtypes)
         except Exception as error:  # no input that the wire let through may end the step
             self._settle_failed(batch, InvalidRequest(f"the inputs cannot be joined: {error}"), now)
             return
@@ -386,10 +395,27 @@ class Lane:
             self._step()  # what has waited long enough for company, or waited behind what expired
 
 
-def join(inputs: list[Tensors]) -> Tensors:
+def join(inputs: list[Inputs], dtypes: dict[str, np.dtype[Any]]) -> Tensors:
     """The inputs of several requests as one batch, joined on the batch axis.
 
-    >>> join([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}])["x"].shape
+    >>> join([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}], {})["x"].shape
     (3, 2)
+    >>> join([{"x": [1, 2]}, {"x": [3, 4]}], {"x": np.dtype("f4")})["x"].shape
+    (2, 2)
     """
-    return {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
+    joined: Tensors = {}
+    for name, first in inputs[0].items():
+        parts = [one[name] for one in inputs]
+        kinds = set(map(type, parts))
+        if kinds == _LISTS:
+            joined[name] = np.array(parts, dtypes[name])
+        elif len(parts) == 1 and not isinstance(first, list):
+            joined[name] = first
+        elif list in kinds:
+            dtype = dtypes[name]
+            joined[name] = np.concatenate(
+                [np.array([part], dtype) if isinstance(part, list) else part for part in parts]
+            )
+        else:
+            joined[name] = np.concatenate(parts)
+    return joined
