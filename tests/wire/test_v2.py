@@ -15,7 +15,7 @@ import pytest
 from interlock.core.errors import NotReady, PredictFailed
 from interlock.core.model import Signature, TensorSpec
 from interlock.core.request import parse_request_id
-from interlock.wire.v2 import _Call
+from interlock.wire.v2_call import Call
 from tests.wire.direct import DirectInfer, iris, serving, version
 from tests.wire.node import Answer, Node, running
 
@@ -368,7 +368,7 @@ def test_a_call_answers_once_and_lets_go_of_its_exchange() -> None:
             self.answers += 1
 
     exchange = Recorder()
-    call = _Call(exchange, None, None, b"")  # type: ignore[arg-type]
+    call = Call(exchange, None, None, None, b"")  # type: ignore[arg-type]
     call.fail(PredictFailed("first"), b"")
     call.fail(PredictFailed("second"), b"")
     assert exchange.answers == 1

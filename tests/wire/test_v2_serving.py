@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import tritonclient.http.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from interlock.core.letters import VersionState, VersionStatus
-from interlock.core.model import Model, ModelSettings, Tensors
+from interlock.core.model import Model, ModelSettings, Signature, Tensors, TensorSpec
 from interlock.core.request import parse_request_id
 from interlock.core.route import single
 from interlock.serving.block import Block
@@ -142,3 +143,96 @@ async def test_the_request_id_tells_release_and_worker(worker: Worker) -> None:
     (line,) = [line for line in head.split(b"\r\n") if line.startswith(b"interlock-request-id: ")]
     parsed = parse_request_id(line.partition(b": ")[2])
     assert (parsed.release, parsed.arm, parsed.origin) == (5, 0, 11)
+
+
+def request_bytes(inputs: list[dict[str, Any]], path: str = "iris") -> bytes:
+    body = json.dumps({"inputs": inputs}).encode()
+    return b"POST /v2/models/%b/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+        path.encode(), len(body), body,
+    )  # fmt: skip
+
+
+async def statuses(port: int, *requests: bytes) -> list[int]:
+    """The statuses of requests that are all sent at once, in the order of their answers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"".join(requests))
+    found = []
+    for _ in requests:
+        head = await reader.readuntil(b"\r\n\r\n")
+        found.append(int(head.split()[1]))
+        length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+        await reader.readexactly(int(length.split()[1]))
+    writer.close()
+    return found
+
+
+def entry(columns: int = 4, value: float = 1.0) -> dict[str, Any]:
+    return {"name": "x", "shape": [1, columns], "datatype": "FP32", "data": [value] * columns}
+
+
+async def test_what_the_wire_refuses_is_counted_as_the_clients_fault(worker: Worker) -> None:
+    bad = b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{]"
+    late = request_bytes([entry()]).replace(b"host: x", b"host: x\r\nx-request-timeout-ms: 0.000001")
+    requests = [request_bytes([entry(3)]), bad, request_bytes([]), request_bytes([entry()])]
+    requests += [late, request_bytes([entry()], "none"), request_bytes([entry(3)], "iris/versions/7")]
+    found = await statuses(worker.port, *requests)
+    assert found == [400, 400, 400, 200, 503, 404, 404]
+    ((key, counts),) = worker.infer.stats(None, None)
+    assert (key.model, key.version, key.release) == ("iris", "1", 5)
+    assert (counts.dispatched, counts.invalid, counts.ok, counts.timed_out) == (5, 3, 1, 1)
+    assert counts.total.count == 5
+
+
+async def test_statistics_are_read_beside_the_loop_and_answered_in_order(worker: Worker) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    counts = worker.infer._counts
+
+    def slow() -> Any:
+        reading.set()
+        assert go_on.wait(10)
+        return counts()
+
+    worker.infer._counts = slow
+    statistics = b"GET /v2/models/stats HTTP/1.1\r\nhost: x\r\n\r\n"
+    pipelined = asyncio.create_task(statuses(worker.port, statistics, request_bytes([entry(3)])))
+    while not reading.is_set():
+        await asyncio.sleep(0)
+    assert await asyncio.wait_for(statuses(worker.port, request_bytes([entry()])), 5) == [200]
+    assert not pipelined.done()
+    go_on.set()
+    assert await pipelined == [200, 400]
+
+
+async def test_answers_that_cannot_be_encoded_are_failures_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unlike:
+        def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
+            return {"y": np.array([b"\xff" if row[0] else b"fine" for row in inputs["x"]], object)}
+
+        def close(self) -> None:
+            pass
+
+    signature = Signature((TensorSpec("x", "FP32", (-1, 4)),), (TensorSpec("y", "BYTES", (-1,)),))
+    block = Block.create(tmp_path, "worker-0", 11)
+    infer = Infer(block, 11, lambda: read_all(tmp_path))
+    place = Inline(Unlike())
+    one = version("iris", "1", signature)
+    infer.update({"iris": Model("iris")}, (), {("iris", "1"): one})
+    infer.swap(Model("iris"), single("1", release=5), {"1": Lane(one, ModelSettings(), place)})
+    server = HttpServer(V2(infer))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        await server.serve(sock)
+        port = sock.getsockname()[1]
+        requests = [request_bytes([entry(value=value)]) for value in (1.0, 0.0, 1.0, 1.0)]
+        with caplog.at_level("ERROR", "interlock.wire"):
+            found = [(await statuses(port, request))[0] for request in requests]
+        await server.drain(5)
+    assert found == [500, 200, 500, 500]
+    ((_, counts),) = infer.stats(None, None)
+    assert (counts.dispatched, counts.ok, counts.failed, counts.total.count) == (4, 1, 3, 4)
+    told = [record for record in caplog.records if record.name == "interlock.wire"]
+    assert [record.getMessage() for record in told] == ["outputs could not be encoded"]
+    assert told[0].fields["model"] == "iris" and told[0].fields["request_id"].startswith("5-")  # type: ignore[attr-defined]
+    await place.close()
+    block.close()

@@ -24,7 +24,7 @@ from interlock.core.request import deadline as deadline_of
 from interlock.core.route import Arm, Route
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.admission import decide
-from interlock.serving.block import Block, Slot
+from interlock.serving.block import FAILED, INVALID, OK, Block, Slot
 from interlock.serving.lane import Lane
 
 DIRECT_ARM = 255
@@ -70,6 +70,19 @@ class Target:
         request_id = b"%b%b%x" % (self._prefix, infer.stamp, next(infer.sequence))
         return self.lane.start(request, sink, request_id, self.slot)
 
+    def invalid(self, received_s: float) -> None:
+        """A request was refused while it was decoded: the client's fault, and over."""
+        self.slot.dispatched()
+        self.slot.settled(INVALID, monotonic() - received_s)
+
+    def unsent(self) -> bool:
+        """Outputs that the lane took for good could not be encoded: a failure, not a success. Returns whether
+        this is the first one of the version, which is worth a line in the log."""
+        # The same totals, and within one turn of the loop of the lane's own count.
+        self.slot.cells[OK] -= 1
+        self.slot.cells[FAILED] += 1
+        return self._infer.is_first_unsent(self.version.key)
+
 
 class _Entry:
     """How one model is answered: a route with a target for each arm, and one for each version by number."""
@@ -101,6 +114,7 @@ class Infer:
         self._known: dict[str, Model] = {}
         self._statuses: tuple[VersionStatus, ...] = ()
         self._versions: dict[tuple[str, str], Version] = {}
+        self._unsent: set[str] = set()
         self.sequence = count()
         self.stamp = b""
         """The time in request ids, made anew each millisecond: 0.15 us a request less."""
@@ -109,6 +123,12 @@ class Infer:
         self.live = True
         self.ready = False
         self.draining = False
+
+    def is_first_unsent(self, version_key: str) -> bool:
+        """Whether this version's answers could all be encoded until now."""
+        first = version_key not in self._unsent
+        self._unsent.add(version_key)
+        return first
 
     def stamp_time(self, now_s: float) -> None:
         """`now_s`: monotonic."""
@@ -237,6 +257,7 @@ class Infer:
         self._known = known
         self._statuses = statuses
         self._versions = versions
+        self._unsent &= {version.key for version in versions.values()}
 
     def _target(self, model: Model, lane: Lane, route: Route, arm: Arm) -> Target:
         key = ArmKey(model.name, arm.version, route.release, route.epoch, arm.index)
