@@ -53,8 +53,8 @@ class Demo:
 
         Raises: CommandFailed; InterlockError; RuntimeError if the load generator failed; the client's errors.
         """
-        rows, labels = irises()
         with self._step("training two classifiers on 150 irises"):
+            rows, labels = irises()
             models = train(rows, labels)
         for what, model in models:
             self._register(what, model, rows, labels)

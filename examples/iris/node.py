@@ -18,6 +18,10 @@ from interlock.registry.rows import ReleaseRow
 _NOT_OURS = ("INTERLOCK_URL", "INTERLOCK_TOKEN", "MLFLOW_TRACKING_URI")
 
 
+STARTS_S = 5.0
+"""How long a node may take from its first instruction until its home says that it is there."""
+
+
 class CommandFailed(Exception):
     """An `interlock` command failed; the message holds the command and what it said."""
 
@@ -46,6 +50,7 @@ class DemoNode:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._is_starting = False
         self._environment = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
 
     def run(self, *words: str, timeout_s: float = 150.0) -> str:
@@ -74,7 +79,9 @@ class DemoNode:
 
     def up(self) -> Up:
         """Start the node on free ports and wait until it answers. Raises: CommandFailed."""
+        self._is_starting = True
         said = self.run("up", "--detach", "--http-port", "0", "--admin-port", "0", "--json")
+        self._is_starting = False
         return msgspec.json.decode(said, type=Up)
 
     def release(self, name: str, number: str) -> Swap:
@@ -87,6 +94,10 @@ class DemoNode:
 
     def down(self) -> None:
         """Stop the node, if one runs. Raises: CommandFailed."""
+        # A start that was broken off leaves a process behind that has not claimed the home yet.
+        until_s = time.monotonic() + STARTS_S
+        while self._is_starting and find_node(self.home) is None and time.monotonic() < until_s:
+            time.sleep(0.05)
         if find_node(self.home) is not None:
             self.run("down", "--force")
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -100,6 +101,25 @@ def test_ctrl_c_stops_the_node(folder: Path) -> None:
     finally:
         demo.kill()
         demo.wait()
+
+
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_ctrl_c_during_the_start_leaves_no_node(folder: Path) -> None:
+    demo = start(folder, *SHORT)
+    try:
+        wait_for(r"starting a node", folder, demo)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 130
+        assert not list(folder.glob("il-demo-*"))
+        assert not [p.pid for p in psutil.process_iter(["cmdline"]) if mentions(p.info["cmdline"], folder)]
+    finally:
+        demo.kill()
+        demo.wait()
+
+
+def mentions(command: list[str] | None, folder: Path) -> bool:
+    return any(f"{folder}/il-demo-" in word for word in command or [])
 
 
 @pytest.mark.server
