@@ -10,12 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from interlock.core.errors import ConfigError, LedgerError, SchemaTooNew
-from interlock.core.state import ArmCounts, ArmKey
+from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey
 from interlock.serving import block as layout
 from interlock.serving import counters
 from interlock.serving.counters import OTHER, Block, Phase, abandoned, fold, read_all, read_block
@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     slot.dispatched()
     slot.settled_ok(0.002, 0.0005)
     slot.settled(counters.TIMED_OUT, 1.0)
-    slot.all_ok([0.003, 0.004], [0.0, 0.001])
+    slot.all_ok([9.997, 9.996], 9.997, 10.0)
     slot.refused()
     slot.batch(rows=5, compute_s=0.001)
     block.heartbeat(12.5)
@@ -48,6 +48,32 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert counts.total.count == 4 and counts.total.sum_s == pytest.approx(1.009)
     assert counts.queue.count == 3 and counts.queue.sum_s == pytest.approx(0.0015)
     assert counts.compute.quantile(0.5) == pytest.approx(0.001, rel=0.2)
+
+
+@given(st.lists(st.floats(0.0, 200.0), min_size=1, max_size=40), st.floats(0.0, 3.0))
+def test_counting_a_batch_is_counting_its_requests(waits_s: list[float], compute_s: float) -> None:
+    started_s, now = 1000.0, 1000.0 + compute_s
+    arrived_s = [started_s - wait_s for wait_s in waits_s]
+    durations = [now - since for since in arrived_s] + [started_s - since for since in arrived_s]
+    # At the edge of a bucket the two ways may round to either side.
+    assume(all(abs(duration - bound) > 1e-9 for duration in durations for bound in BOUNDS_S))
+    with tempfile.TemporaryDirectory() as folder:
+        block = Block.create(Path(folder), "worker-0", 1)
+        one_by_one, together = block.slot(KEYS[0]), block.slot(KEYS[1])
+        for since in arrived_s:
+            one_by_one.settled_ok(now - since, started_s - since)
+        together.all_ok(arrived_s, started_s, now)
+        view = read_block(block.path)
+        block.close()
+    assert view is not None
+    expected, got = view.counts[KEYS[0]], view.counts[KEYS[1]]
+    assert (got.ok, got.total.counts, got.queue.counts) == (
+        expected.ok,
+        expected.total.counts,
+        expected.queue.counts,
+    )
+    assert got.total.sum_s == pytest.approx(expected.total.sum_s, abs=1e-6 * len(waits_s))
+    assert got.queue.sum_s == pytest.approx(expected.queue.sum_s, abs=1e-6 * len(waits_s))
 
 
 def test_the_breadcrumb(tmp_path: Path) -> None:

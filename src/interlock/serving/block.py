@@ -94,16 +94,18 @@ class Slot:
         cells[QUEUE_SUM_NS] += int(queue_s * 1e9)
         cells[OK] += 1
 
-    def all_ok(self, totals_s: list[float], queues_s: list[float]) -> None:
-        """`settled_ok` for each request of a batch; less than half of the cost for each from 4 on."""
+    def all_ok(self, arrived_s: list[float], started_s: float, now: float) -> None:
+        """`settled_ok` for the requests of one batch, by when each arrived; sorts the list. Those of a batch
+        fall into few buckets, which are found by bisection: 0.1 us a request, 1.0 one by one."""
+        arrived_s.sort()
         cells = self.cells
-        for total_s in totals_s:
-            cells[TOTAL + bisect_left(BOUNDS_S, total_s)] += 1
-        for queue_s in queues_s:
-            cells[QUEUE + bisect_left(BOUNDS_S, queue_s)] += 1
-        cells[TOTAL_SUM_NS] += int(sum(totals_s) * 1e9)
-        cells[QUEUE_SUM_NS] += int(sum(queues_s) * 1e9)
-        cells[OK] += len(totals_s)
+        count = len(arrived_s)
+        _spread(cells, TOTAL, now, arrived_s)
+        _spread(cells, QUEUE, started_s, arrived_s)
+        together_s = sum(arrived_s)
+        cells[TOTAL_SUM_NS] += int((count * now - together_s) * 1e9)
+        cells[QUEUE_SUM_NS] += int((count * started_s - together_s) * 1e9)
+        cells[OK] += count
 
     def refused(self) -> None:
         """Turned away before dispatch."""
@@ -118,6 +120,17 @@ class Slot:
         cells[COMPUTE_NS] += nanoseconds
         cells[COMPUTE + bisect_left(BOUNDS_S, compute_s)] += 1
         cells[COMPUTE_SUM_NS] += nanoseconds
+
+
+def _spread(cells: memoryview, histogram: int, until_s: float, since_s: list[float]) -> None:
+    """Count `until_s - since` for each of a sorted list."""
+    high = len(since_s)
+    while high:
+        index = bisect_left(BOUNDS_S, until_s - since_s[high - 1])
+        low = bisect_left(since_s, until_s - BOUNDS_S[index], 0, high) if index < len(BOUNDS_S) else 0
+        low = min(low, high - 1)  # rounding must not keep the last one out of its own bucket
+        cells[histogram + index] += high - low
+        high = low
 
 
 class Block:

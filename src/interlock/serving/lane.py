@@ -245,8 +245,7 @@ class Lane:
         started_s = batch.started_s
         has_rows = self._has_rows
         outputs = Outputs(tensors, each_one_row=has_rows and batch.rows == len(items))
-        totals_s: list[float] = []
-        queues_s: list[float] = []
+        arrived_s: list[float] = []
         tally: Tally | None = None
         end = 0
         for item in items:
@@ -260,21 +259,19 @@ class Lane:
                 item.done(part, now, started_s)
                 self._settled(item)
                 continue
-            # Counted in runs of one arm: 0.5 us a request, 1.0 one by one.
+            # Counted in runs of one arm.
             if item.tally is not tally:
                 if tally is not None:
-                    tally.all_ok(totals_s, queues_s)
-                    totals_s, queues_s = [], []
+                    tally.all_ok(arrived_s, started_s, now)
+                    arrived_s = []
                 tally = item.tally
-            arrived_s = item.arrived_s
-            totals_s.append(now - arrived_s)
-            queues_s.append(started_s - arrived_s)
+            arrived_s.append(item.arrived_s)
             item.settled = True
             self.outstanding -= 1
             stop = end if has_rows else None
             item.sink.done(Response(item.request_id, item.request.model, self._number, outputs, start, stop))
         if tally is not None:
-            tally.all_ok(totals_s, queues_s)
+            tally.all_ok(arrived_s, started_s, now)
 
     def _settle_failed(self, batch: Batch[Item], error: InterlockError, now: float) -> None:
         if isinstance(error, Unavailable):
