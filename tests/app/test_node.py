@@ -18,6 +18,7 @@ import pytest
 from interlock.app.claim import clear_remains
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import ConfigError
+from interlock.core.request import parse_request_id
 from interlock.core.settings import run_folder
 from interlock.operations.discovery import find_node
 from interlock.registry.ledger import Ledger
@@ -222,6 +223,18 @@ def test_a_version_that_crashes_on_a_request_is_given_up_and_the_others_serve_on
 
 FORKING = """__import__("subprocess").Popen(["sleep", "600"])
         __import__("multiprocessing").get_context("fork").Process(target=time.sleep, args=(600,)).start()"""
+
+
+def test_every_request_may_leave_a_line_with_its_id(home: Path) -> None:
+    with RunningNode(home, access_log_every=1) as node:
+        node.wait_ready()
+        node.release("iris", "1")
+        until(lambda: node.answers("iris", 4.0), "an answer")
+        until(lambda: '"path": "/v2/models/iris/infer", "status": 200' in log_of(home, "worker-0"), "a line")
+    line = [json.loads(text) for text in log_of(home, "worker-0").splitlines() if '"status": 200' in text][-1]
+    assert line["logger"] == "interlock.access" and line["level"] == "info"
+    assert parse_request_id(line["request_id"].encode()).release == 1
+    assert line["peer"].startswith("127.0.0.1:") and line["bytes_in"] > 50 and line["duration_ms"] > 0
 
 
 def test_what_a_model_starts_dies_with_its_executor(home: Path) -> None:

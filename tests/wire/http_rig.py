@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from interlock.wire.http import Exchange, Head, HttpLimits, HttpServer, Refusal, new_loop
+from interlock.wire.http import AccessLog, Exchange, Head, HttpLimits, HttpServer, Refusal, new_loop
 from interlock.wire.http_connection import Connection
 
 T = TypeVar("T")
@@ -77,6 +77,10 @@ class MemoryTransport(asyncio.Transport):
         self.is_open = True
         self.has_eof = False
         self.is_paused = False
+        self.peername: tuple[str, int] | None = None
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.peername if name == "peername" else default
 
     def write(self, data: Any) -> None:
         assert self.is_open and not self.has_eof, "written after the end"
@@ -117,9 +121,13 @@ class MemoryTransport(asyncio.Transport):
 class Peer:
     """The other end of one Connection in memory."""
 
-    def __init__(self, limits: HttpLimits = HttpLimits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        limits: HttpLimits = HttpLimits(),  # noqa: B008
+        access_log: AccessLog | None = None,
+    ) -> None:
         self.stage = Stage()
-        self.server = HttpServer(self.stage, limits)
+        self.server = HttpServer(self.stage, limits, access_log=access_log)
         self.transport = MemoryTransport()
         self.connection = Connection(self.server)
         self.connection.connection_made(self.transport)

@@ -24,7 +24,7 @@ from interlock.serving.block import Block
 from interlock.serving.counters import read_all
 from interlock.serving.infer import Infer
 from interlock.serving.loader import Loader
-from interlock.wire.http import HttpLimits, HttpServer, new_loop
+from interlock.wire.http import AccessLog, HttpLimits, HttpServer, new_loop
 from interlock.wire.v2 import V2
 
 HEARTBEAT_S = 0.25
@@ -57,7 +57,12 @@ class Worker:
         )
         self._v2 = V2(self._infer, config.server_name, package_version("interlock"))
         limits = HttpLimits(max_body_bytes=config.max_body_bytes)
-        self._server = HttpServer(self._v2, limits, server_header=config.server_name.encode())
+        self._server = HttpServer(
+            self._v2,
+            limits,
+            server_header=config.server_name.encode(),
+            access_log=AccessLog(config.access_log_every),
+        )
         self._desired: Desired | None = None
         self._quarantine_stamp = 0
         self._ready = asyncio.Event()

@@ -11,7 +11,9 @@ class NodeConfig(msgspec.Struct, frozen=True):
     """Settings of a node. Ports follow Triton's habit; 0 lets the system choose.
 
     `token` is None while the admin port is on loopback only. `allow_repository_control` opens V2 load and
-    unload on the data port. `drain_s` bounds how long a leaving process answers what it has.
+    unload on the data port. `drain_s` bounds how long a leaving process answers what it has. Every
+    `access_log_every`th request leaves a line in the log of its worker (0: none does), at most 20 a second;
+    so do those answered with 500 and more.
     """
 
     home: Path

@@ -12,12 +12,14 @@ import ssl as tls
 from email.utils import formatdate
 from time import monotonic
 
+from interlock.wire.access_log import AccessLog
 from interlock.wire.http_connection import Connection
 from interlock.wire.http_exchange import App, Exchange, ResponseStream, status_start
 from interlock.wire.http_head import Head, HeadReader, Refusal
 from interlock.wire.http_limits import Counts, HttpLimits
 
 __all__ = [
+    "AccessLog",
     "App",
     "Counts",
     "Exchange",
@@ -52,15 +54,22 @@ class HttpServer:
     """Answers HTTP/1.0 and 1.1 on one listening socket for one application."""
 
     def __init__(
-        self, app: App, limits: HttpLimits = _DEFAULT_LIMITS, *, server_header: bytes = b"interlock"
+        self,
+        app: App,
+        limits: HttpLimits = _DEFAULT_LIMITS,
+        *,
+        server_header: bytes = b"interlock",
+        access_log: AccessLog | None = None,
     ) -> None:
         self.app = app
         self.limits = limits
         self.counts = Counts()
+        self.access_log = access_log or AccessLog()
         self.head_reader = HeadReader(limits)
         self.is_draining = False
         self.lines: dict[int, bytes] = {}
-        """Start of an answer up to `content-length: ` by status, good for the current second."""
+        """Start of an answer up to `content-length: ` by status, good for the current second.
+        None for 500 and more: those take the way on which an answer may be logged."""
         self._server_header = server_header
         self._date = formatdate(usegmt=True).encode()
         self._connections: set[Connection] = set()
@@ -129,7 +138,7 @@ class HttpServer:
     def line(self, status: int) -> bytes:
         """Status line, server and date; also makes the ready line for the fast path."""
         start = status_start(status, self._server_header, self._date)
-        if status not in (204, 304):
+        if status not in (204, 304) and status < 500:
             self.lines[status] = start + b"content-length: "
         return start
 

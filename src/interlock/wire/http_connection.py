@@ -12,6 +12,7 @@ import logging
 from time import monotonic
 from typing import Protocol, cast
 
+from interlock.wire.access_log import AccessLog
 from interlock.wire.http_body import ChunkedBody, inflate
 from interlock.wire.http_exchange import CLOSE, DONE, GONE, KEEP, LINGER, OPEN, App, Exchange
 from interlock.wire.http_head import Head, HeadReader, Refusal, Scout, refusal
@@ -50,6 +51,7 @@ class Owner(Protocol):
     head_reader: HeadReader
     lines: dict[int, bytes]
     is_draining: bool
+    access_log: AccessLog
 
     def line(self, status: int) -> bytes: ...
     def joined(self, connection: "Connection") -> None: ...
@@ -60,6 +62,7 @@ class Connection(asyncio.Protocol):
     """One TCP or TLS connection of an HttpServer."""
 
     __slots__ = (
+        "_access",
         "_app",
         "_body_left",
         "_chunks",
@@ -89,6 +92,7 @@ class Connection(asyncio.Protocol):
         "_unsent_from_s",
         "high_water_bytes",
         "lines",
+        "sampled",
         "transport",
     )
 
@@ -97,6 +101,8 @@ class Connection(asyncio.Protocol):
         self._app = server.app
         self._limits = server.limits
         self._counts = server.counts
+        self._access = server.access_log
+        self.sampled: Exchange | None = None
         self.lines = server.lines
         self.high_water_bytes = server.limits.write_high_water_bytes
         self.transport: asyncio.Transport
@@ -163,10 +169,13 @@ class Connection(asyncio.Protocol):
 
     def _take_whole(self, data: bytes) -> None:
         """The usual case, with nothing else to mind: one whole request in one piece, its head as before."""
-        self._counts.requests += 1
+        counts = self._counts
+        number = counts.requests = counts.requests + 1
         head: Head = self._memo_head.__copy__()  # type: ignore[attr-defined]
         head.received_s = self._touched_s
         exchange = Exchange(head, data[len(self._memo_bytes) :], None, None, self, True, KEEP)
+        if number >= self._access.next_at:
+            self._sample(exchange, number)
         self._queue.append(exchange)
         try:
             verdict = self._app.admit(head)
@@ -405,11 +414,14 @@ class Connection(asyncio.Protocol):
         self._begin(head, has_more)
 
     def _begin(self, head: Head, has_more: bool) -> None:
-        self._counts.requests += 1
+        counts = self._counts
+        number = counts.requests = counts.requests + 1
         is_plain = head.keep_alive and head.http11 and head.method != b"HEAD"
         exchange = Exchange(head, b"", None, None, self, is_plain, KEEP if head.keep_alive else CLOSE)
         if self._server.is_draining:
             exchange.is_plain, exchange.after = False, LINGER
+        if number >= self._access.next_at:
+            self._sample(exchange, number)
         self._queue.append(exchange)
         length = head.body_length
         if length is not None and length > self._limits.max_body_bytes:
@@ -513,11 +525,29 @@ class Connection(asyncio.Protocol):
     def _too_long(self) -> Refusal:
         return refusal(431, f"the request line and headers have over {self._limits.max_header_bytes} bytes")
 
+    def _sample(self, exchange: Exchange, number: int) -> None:
+        """Let this request be logged when it is answered: its answer takes the slow way, which looks."""
+        if self._access.samples(number):
+            exchange.is_plain = False
+            self.sampled = exchange
+
+    def log(self, exchange: Exchange, status: int, headers: bytes, size: int) -> None:
+        head = exchange.head
+        sampled = self.sampled is exchange
+        if sampled:
+            self.sampled = None
+        sizes = (len(exchange.body) if head.body_length is None else head.body_length, size)
+        self._access.write(
+            head, status, headers, sizes, self.transport.get_extra_info("peername"), sampled=sampled
+        )
+
     def _log_failure(self, where: str, head: Head) -> None:
         self._counts.app_errors += 1
-        _LOG.exception(
-            "the application failed in %s", where, extra={"method": head.method, "path": head.path}
-        )
+        if self._access.may_tell_failure():  # one a request would fill the disk
+            method, path = (text[:512].decode("utf-8", "replace") for text in (head.method, head.path))
+            _LOG.exception(
+                "the application failed in %s", where, extra={"fields": {"method": method, "path": path}}
+            )
 
     # --- the end ---
 
@@ -582,6 +612,7 @@ class Connection(asyncio.Protocol):
 
     def _tell_gone(self) -> None:
         queue, self._queue = self._queue, []
+        self.sampled = None
         for exchange in queue:
             if exchange.state == DONE:
                 continue

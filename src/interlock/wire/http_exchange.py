@@ -29,6 +29,7 @@ class Link(Protocol):
     lines: dict[int, bytes]
     transport: asyncio.Transport
     high_water_bytes: int
+    sampled: "Exchange | None"
 
     @property
     def is_write_full(self) -> bool: ...
@@ -38,6 +39,7 @@ class Link(Protocol):
     def write_next(self, exchange: "Exchange", data: bytes) -> bool: ...
     def settle(self, exchange: "Exchange") -> None: ...
     def abort(self) -> None: ...
+    def log(self, exchange: "Exchange", status: int, headers: bytes, size: int) -> None: ...
 
 
 class Exchange(msgspec.Struct, eq=False):
@@ -104,8 +106,11 @@ class Exchange(msgspec.Struct, eq=False):
                 buffers = [b"".join(buffers)]
         self.state = DONE
         self._send(buffers)
-        if self.link.is_next(self):
-            self.link.settle(self)
+        link = self.link
+        if status >= 500 or link.sampled is self:
+            link.log(self, status, headers, size)
+        if link.is_next(self):
+            link.settle(self)
 
     def stream(self, status: int, headers: bytes) -> "ResponseStream":
         """Answer with a body that is written piece by piece: chunked, or up to the close for HTTP/1.0.
@@ -127,6 +132,8 @@ class Exchange(msgspec.Struct, eq=False):
             self._send(
                 [b"".join((self.link.line(status), framing, headers, self._connection_header(), b"\r\n"))]
             )
+            if status >= 500 or self.link.sampled is self:
+                self.link.log(self, status, headers, 0)  # its length is not known yet
         return self.streamed
 
     def _connection_header(self) -> bytes:
