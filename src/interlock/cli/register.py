@@ -8,19 +8,26 @@ from interlock.cli import show
 from interlock.cli.options import home_option, json_option
 
 
+def _there(_context: click.Context, _parameter: click.Parameter, artifact: str) -> str:
+    """A path, or "file.py:Class"."""
+    if not Path(artifact).exists() and not Path(artifact.rpartition(":")[0] or artifact).exists():
+        raise click.BadParameter(f"Path '{artifact}' does not exist.")
+    return artifact
+
+
 @click.command(
     epilog="Examples: interlock register iris model.onnx  |  "
     "interlock register churn model.pkl --trust --data train.csv --target churned"
 )
 @click.argument("name")
-@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.argument("artifact", callback=_there)
 @click.option("--data", help="Reference data, a CSV or Parquet file: for the checks, and to convert by.")
 @click.option("--target", metavar="COL", help="The column of the data that is the answer, not an input.")
 @click.option("--trust", is_flag=True, help="Load it although loading runs code that it holds (pickle).")
 @home_option
 @json_option
 def register(
-    name: str, artifact: Path, data: str | None, target: str | None, trust: bool, home: Path, as_json: bool
+    name: str, artifact: str, data: str | None, target: str | None, trust: bool, home: Path, as_json: bool
 ) -> None:
     """Make a model file the next version of NAME: checked, measured and kept. It is not live yet.
 
