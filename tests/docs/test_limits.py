@@ -1,0 +1,65 @@
+"""Holds the README's table of limits to the settings that enforce them."""
+
+from pathlib import Path
+
+import pytest
+
+from interlock.app.processes import Limits
+from interlock.core.model import Capabilities, ModelSettings
+from interlock.core.settings import MAX_WORKERS, NodeConfig
+from interlock.operations.access import MIN_TOKEN
+from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S
+from interlock.serving.loader import LOAD_LIMIT_S
+from interlock.wire.headers import MOST_LABEL_BYTES
+from interlock.wire.http_limits import BODY_MIN_BYTES_PER_S, HttpLimits
+
+HTTP, NODE, MODEL, CRASHES = HttpLimits(), NodeConfig(home=Path()), ModelSettings(), Limits()
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+SAID = {
+    "body of a request": f"{NODE.max_body_bytes // MIB} MiB",
+    "request line and headers": (
+        f"{HTTP.max_header_bytes // KIB} KiB, {HTTP.max_headers} lines, then 431; "
+        f"the target {HTTP.max_url_bytes // KIB} KiB"
+    ),
+    "`x-interlock-unit`": f"{MOST_LABEL_BYTES} bytes each",
+    "rows waiting": f"{MODEL.queue_rows:,}",
+    "rows of one batch": f"{Capabilities().max_batch_rows} at most",
+    "time-out of a request": (
+        f"{MODEL.default_timeout_s:g} s if the client names none; longer than {MODEL.max_timeout_s:g} s"
+    ),
+    "headers of a request to arrive": f"{HTTP.header_timeout_s:g} s",
+    "silence within a body": f"{HTTP.body_timeout_s:g} s, and after {HTTP.body_timeout_s:g} s at least "
+    f"{BODY_MIN_BYTES_PER_S} bytes/s",
+    "idle connection": f"{HTTP.idle_timeout_s:g} s",
+    "connections of one worker": (
+        f"{HTTP.max_connections:,}; further ones wait in the kernel; {HTTP.max_pipelined} requests"
+    ),
+    "workers": f"| {MAX_WORKERS} |",
+    "loading a version": (f"{LOAD_LIMIT_S:g} s; {DEFAULT_TIME_S:g} s and {DEFAULT_MEMORY_BYTES // GIB} GiB"),
+    "memory of one executor": f"{NODE.executor_memory_bytes // GIB} GiB",
+    "crashes of a version": (
+        f"{CRASHES.tries_load} while loading, {CRASHES.tries_isolated} on a request of its own, "
+        f"{CRASHES.tries_any} in all"
+    ),
+    "token of the admin API": f"at least {MIN_TOKEN} characters",
+}
+
+
+def lines(text: str) -> list[str]:
+    """The rows of the table under the heading Limits."""
+    section = text.split("## Limits\n", 1)[1].split("\n## ", 1)[0]
+    return [line for line in section.splitlines() if line.startswith("|")][2:]
+
+
+@pytest.mark.parametrize("what", SAID)
+def test_a_limit_in_the_readme_is_the_one_that_holds(what: str, repository: Path) -> None:
+    found = [line for line in lines((repository / "README.md").read_text()) if line.startswith(f"| {what}")]
+    assert len(found) == 1 and SAID[what] in found[0], f"want {SAID[what]!r} in {found}"
+
+
+def test_no_limit_stands_there_unchecked(repository: Path) -> None:
+    rows = lines((repository / "README.md").read_text())
+    unchecked = [row for row in rows if not any(row.startswith(f"| {what}") for what in SAID)]
+    # The rule for names is held by the doctests of core/model.py.
+    assert [row.split("|")[1].strip() for row in unchecked] == ["model name"]
