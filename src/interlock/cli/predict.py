@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -11,6 +11,9 @@ import msgspec
 
 from interlock.cli import show
 from interlock.cli.options import json_option, model_argument, node_options
+
+if TYPE_CHECKING:
+    from interlock.cli.http import Answer
 
 SLACK_S = 5.0
 """How much longer than the request's own time-out the command waits for the answer."""
@@ -41,19 +44,21 @@ def predict(
     DATA is JSON or a file: rows ([[…], …] or CSV), records ([{…}, …]), values by input ({"x": […]}), or a
     whole V2 request ({"inputs": […]}); - reads standard input. --url may name the data port too.
     """
+    from interlock.cli.binary import decode, encode
     from interlock.cli.payload import Metadata, read, request_of
 
     given = read(data, sys.stdin.buffer.read)
     base = _data_url(home, url)
     path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(number, safe='')}" if number else "")
-    metadata = msgspec.json.decode(_ask(base, "GET", path), type=Metadata)
-    body = json.dumps(request_of(given, metadata)).encode()
-    headers = {"x-request-timeout-ms": f"{timeout_s * 1000:.0f}"}
-    answer = _ask(base, "POST", f"{path}/infer", body, timeout_s + SLACK_S, headers)
+    metadata = msgspec.json.decode(_ask(base, "GET", path).body, type=Metadata)
+    body, headers = encode(request_of(given, metadata), metadata)
+    headers["x-request-timeout-ms"] = f"{timeout_s * 1000:.0f}"
+    found = _ask(base, "POST", f"{path}/infer", body, timeout_s + SLACK_S, headers)
+    answer = decode(found.body, found.headers)
     if as_json:
-        click.echo(msgspec.json.format(answer, indent=2))
+        click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    _show(msgspec.json.decode(answer))
+    _show(answer)
 
 
 def _data_url(home: Path, url: str | None) -> str:
@@ -87,13 +92,13 @@ def _ask(
     body: bytes | None = None,
     timeout_s: float = 30.0,
     headers: dict[str, str] | None = None,
-) -> bytes:
+) -> "Answer":
     from interlock.cli.http import call
     from interlock.core import errors
 
     answer = call(base, method, path, body, None, timeout_s, headers)
     if answer.status == 200:
-        return answer.body
+        return answer
     try:
         message = str(msgspec.json.decode(answer.body)["error"])
     except (msgspec.DecodeError, LookupError, TypeError):
