@@ -95,7 +95,7 @@ class Executor:
             placement=Placement.EXECUTOR, memory_limit_bytes=memory_limit_bytes,
         )  # fmt: skip
         self.run = run_folder(home)
-        self.run.mkdir(parents=True)
+        self.run.mkdir(parents=True, exist_ok=True)
         desired = Desired("local", 1, (ModelDesired(Model("m"), (self.version,), None),))
         (self.run / "supervisor.desired.json").write_bytes(encode(desired))
         self.path = executor_socket(home, self.version)
