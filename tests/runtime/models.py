@@ -64,6 +64,16 @@ def half() -> bytes:
     )
 
 
+def shared_table() -> bytes:
+    """y = x + table: x and y are [N, 3], the table [1, 3] belongs to all rows of its request."""
+    kind = TensorProto.FLOAT
+    return onnx_model(
+        [helper.make_node("Add", ["x", "table"], ["y"])],
+        [value("x", kind, ["N", 3]), value("table", kind, [1, 3])],
+        [value("y", kind, ["N", 3])],
+    )
+
+
 def row_mean() -> bytes:
     """A model whose rows are not independent: y = x - mean over all rows."""
     kind = TensorProto.FLOAT

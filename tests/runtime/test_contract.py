@@ -51,6 +51,33 @@ def test_what_is_found(tmp_path: Path) -> None:
     assert found["plain Python"].capabilities.thread_safe
 
 
+FIXED_BUT_CALLED_BATCHED = """
+from interlock.core.model import Signature, TensorSpec
+
+class Pairs:
+    signature = Signature((TensorSpec("x", "FP32", (2, 3)),), (TensorSpec("y", "FP32", (-1, 3)),), 0)
+    def predict(self, inputs):
+        if inputs["x"].shape != (2, 3):
+            raise ValueError("two rows, please")
+        return {"y": inputs["x"]}
+"""
+
+
+def test_rows_are_joined_only_where_every_input_and_output_has_them(tmp_path: Path) -> None:
+    onnx_folder, python_folder = tmp_path / "onnx", tmp_path / "python"
+    onnx_folder.mkdir()
+    python_folder.mkdir()
+    (onnx_folder / "model.onnx").write_bytes(models.shared_table())
+    (python_folder / "pairs.py").write_text(FIXED_BUT_CALLED_BATCHED)
+    for folder, version in (
+        (onnx_folder, models.version("onnx", "model.onnx")),
+        (python_folder, models.version("python", "pairs.py:Pairs")),
+    ):
+        report = check(folder, version)
+        assert report.failures == ()
+        assert report.signature.batch_axis is None and not report.capabilities.batchable
+
+
 def test_a_classifier_answers_labels_and_probabilities(tmp_path: Path) -> None:
     version, report = run("iris MLP with words", tmp_path)
     assert report.signature.outputs == (

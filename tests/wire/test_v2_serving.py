@@ -18,6 +18,8 @@ from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Signature, Tensors, TensorSpec
 from interlock.core.request import parse_request_id
 from interlock.core.route import single
+from interlock.runtime.catalog import runtime_of
+from interlock.runtime.check import check
 from interlock.serving.block import Block
 from interlock.serving.counters import read_all
 from interlock.serving.infer import Infer
@@ -25,6 +27,7 @@ from interlock.serving.lane import Lane
 from interlock.serving.placement import Inline, Threaded
 from interlock.wire.http import HttpServer
 from interlock.wire.v2 import V2
+from tests.runtime.models import shared_table
 from tests.wire.direct import iris, version
 
 ROW = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
@@ -81,8 +84,8 @@ async def worker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     assert server.counts.app_errors == 0
 
 
-def tensor(array: Any) -> triton.InferInput:
-    made = triton.InferInput("x", list(array.shape), "FP32")
+def tensor(array: Any, name: str = "x") -> triton.InferInput:
+    made = triton.InferInput(name, list(array.shape), "FP32")
     made.set_data_from_numpy(array)
     return made
 
@@ -201,6 +204,42 @@ async def test_statistics_are_read_beside_the_loop_and_answered_in_order(worker:
     assert not pipelined.done()
     go_on.set()
     assert await pipelined == [200, 400]
+
+
+async def test_a_model_with_an_input_of_no_rows_answers_each_request_with_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(shared_table())
+    draft = msgspec.structs.replace(version("table", "1", Signature((), ())), entry="model.onnx")
+    report = check(folder, draft)
+    assert report.failures == () and not report.capabilities.batchable
+    one = msgspec.structs.replace(draft, signature=report.signature, capabilities=report.capabilities)
+    block = Block.create(tmp_path, "worker-0", 11)
+    infer = Infer(block, 11, lambda: read_all(tmp_path))
+    place = Inline(runtime_of("onnx").load(folder, one))
+    infer.update({"table": Model("table")}, (), {("table", "1"): one})
+    infer.swap(Model("table"), single("1", release=5), {"1": Lane(one, ModelSettings(), place)})
+    server = HttpServer(V2(infer))
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+    async def ask(client: triton.InferenceServerClient, number: int) -> Any:
+        table = np.full((1, 3), 100 * number, np.float32)
+        sent = [tensor(rows[: number % 4 + 1]), tensor(table, "table")]
+        return (await client.infer("table", sent)).as_numpy("y").tolist()
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        await server.serve(sock)
+        url = f"127.0.0.1:{sock.getsockname()[1]}"
+        async with triton.InferenceServerClient(url, conn_limit=32) as client:
+            assert (await client.get_model_config("table"))["max_batch_size"] == 0
+            answers = await asyncio.gather(*(ask(client, number) for number in range(32)))
+            for number, answer in enumerate(answers):
+                assert answer == (rows[: number % 4 + 1] + 100 * number).tolist()
+            with pytest.raises(InferenceServerException, match="table"):
+                await client.infer("table", [tensor(rows), tensor(rows, "table")])
+        await server.drain(5)
+    await place.close()
+    block.close()
 
 
 async def test_answers_that_cannot_be_encoded_are_failures_and_told_once(

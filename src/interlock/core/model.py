@@ -75,6 +75,20 @@ class Signature(msgspec.Struct, frozen=True):
     batch_axis: int | None = 0
 
 
+def with_true_batch_axis(signature: Signature) -> Signature:
+    """The signature with a batch axis only where rows can be joined: every input and every output has -1, any
+    length, as its first axis.
+
+    >>> x, table = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("table", "FP32", (4, 2))
+    >>> with_true_batch_axis(Signature((x, table), (x,))).batch_axis is None
+    True
+    """
+    specs = (*signature.inputs, *signature.outputs)
+    if signature.batch_axis is None or all(spec.shape and spec.shape[0] == -1 for spec in specs):
+        return signature
+    return msgspec.structs.replace(signature, batch_axis=None)
+
+
 class Capabilities(msgspec.Struct, frozen=True):
     """What a lane may do with a version.
 

@@ -24,6 +24,7 @@ from interlock.core.model import (
     Tensors,
     TensorSpec,
     Version,
+    with_true_batch_axis,
 )
 from interlock.runtime import examples
 from interlock.runtime.catalog import inspector_of, runtime_of
@@ -74,6 +75,7 @@ def check(folder: Path, version: Version, reference: Tensors | None = None) -> C
     if not version.signature.inputs:
         version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, reference))
         gc.collect()
+    version = msgspec.structs.replace(version, signature=with_true_batch_axis(version.signature))
     before, started = _resident_bytes(), time.perf_counter()
     loaded = runtime_of(version.runtime).load(folder, version)
     load_s = time.perf_counter() - started
