@@ -164,3 +164,40 @@ def test_a_token_is_kept_from_other_users_and_wanted(home: Path) -> None:
     good("down")
     good("up", "--detach", *ANY_PORTS)
     assert not (home / "run" / "token").exists()
+
+
+HALVES = """
+import numpy as np
+
+class Halves:
+    signature = {
+        "inputs": {"x": ("FP16", [-1, 2]), "word": ("BYTES", [-1, 1])},
+        "outputs": {"y": ("FP16", [-1, 2]), "bytes": ("BYTES", [-1])},
+    }
+
+    def predict(self, inputs):
+        words = [word if isinstance(word, bytes) else word.encode() for word in inputs["word"].ravel()]
+        words = np.array([word + bytes([255]) for word in words], object)
+        return {"y": inputs["x"] / np.float16(2), "bytes": words}
+"""
+
+
+def test_the_longest_name_in_four_byte_letters_goes_all_the_way(home: Path, tmp_path: Path) -> None:
+    name = "\N{STEAM LOCOMOTIVE}" * 127 + "a"
+    source = tmp_path / "halves.py"
+    source.write_text(HALVES)
+    assert f"registered {name} version 1 (python, executor)" in good("register", name, str(source), "--trust")
+    urls = json.loads(good("up", "--detach", *ANY_PORTS, "--json"))
+    assert f"version 1 of {name} is live" in good("release", name, "--now")
+    # Half floats and texts that are no UTF-8, as the command sends and shows them.
+    answer = json.loads(good("predict", name, "--data", '{"x": [[3, 1]], "word": ["ä"]}', "--json"))
+    assert [(o["name"], o["data"]) for o in answer["outputs"]] == [("y", [1.5, 0.5]), ("bytes", ["ä\\xff"])]
+    assert [model["name"] for model in json.loads(good("models", "--json"))] == [name]
+    assert [version["state"] for version in json.loads(good("versions", name, "--json"))] == ["ready"]
+    with urllib.request.urlopen(f"{urls['admin_url']}/metrics", timeout=30) as page:
+        assert f'interlock_dispatched_requests_total{{model="{name}",version="1"}} 1' in page.read().decode()
+    files = [path.name for path in (*(home / "logs").iterdir(), *home.glob("run/**/*"))]
+    assert any(file.startswith("x-\N{STEAM LOCOMOTIVE}") and file.endswith(".log") for file in files)
+    assert max(len(file.encode()) for file in files) <= 255
+    processes = json.loads(good("status", "--json"))["node"]["processes"]
+    assert sum(p["report"]["process"].startswith("x-") and p["report"]["ready"] for p in processes) == 1

@@ -1,5 +1,6 @@
 """The app file: what it sets, who wins, and what it refuses, each with the offending value."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from interlock.core.appfile import AppFile, model_settings, node_config, parse_app
 from interlock.core.errors import ConfigError, InterlockError, SchemaTooNew
-from interlock.core.model import ModelSettings
+from interlock.core.model import ModelSettings, check_name
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, encode_args
 
 HOME = Path("/home/of/a/node")
@@ -109,3 +110,13 @@ def test_no_text_breaks_the_parser(text: str) -> None:
 def test_the_argument_of_a_child_comes_back_as_it_was() -> None:
     args = ProcessArgs(NodeConfig(home=HOME), "worker-0", 2**62, 5, 6, "m/1@abc")
     assert decode_args(encode_args(args)) == args
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "", "a" * 129, "a/b", "a\nb", " a", ".."])
+def test_names_that_cannot_stand_in_urls_files_and_labels(name: str) -> None:
+    with pytest.raises(ConfigError, match="model name"):
+        parse_app(f"[models.{json.dumps(name)}]") if "\udcff" not in name else check_name(name)
+
+
+def test_a_long_name_of_any_letters_is_one() -> None:
+    assert check_name("\N{STEAM LOCOMOTIVE}" * 128)

@@ -165,12 +165,13 @@ class Model(msgspec.Struct, frozen=True):
     settings: ModelSettings = ModelSettings()
 
 
-_NAME = re.compile(r"[^\x00-\x1f/:\\?#%\x7f]{1,128}")
+# Lone surrogates are what Python makes of bytes on a command line that are no UTF-8: nothing can write them.
+_NAME = re.compile(r"[^\x00-\x1f/:\\?#%\x7f\ud800-\udfff]{1,128}")
 
 
 def check_name(name: str) -> str:
     """The name itself, if it can stand in URLs, file names and labels: 1-128 characters, none of
-    / : \\ ? # % or control characters.
+    / : \\ ? # %, control characters, or what UTF-8 cannot write.
 
     Raises: ConfigError with the offending name.
     >>> check_name("iris")
