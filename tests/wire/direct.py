@@ -19,7 +19,7 @@ from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import DATATYPES, ModelSettings, Signature, Tensors, TensorSpec, Version
 from interlock.core.request import Outputs, Request, RequestId, Response, Sink, Ticket
 from interlock.core.state import ArmCounts, ArmKey
-from interlock.serving.lane import join
+from interlock.serving.batch import join
 
 Predict = Callable[[Tensors], Tensors]
 

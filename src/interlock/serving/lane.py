@@ -8,9 +8,6 @@ import asyncio
 from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic
-from typing import Any
-
-import numpy as np
 
 from interlock.core.errors import (
     DeadlineExceeded,
@@ -18,14 +15,14 @@ from interlock.core.errors import (
     InterlockError,
     InvalidRequest,
     ModelCrashed,
-    OutputMismatch,
     Quarantined,
     RequestTooLarge,
     Unavailable,
 )
-from interlock.core.model import DATATYPES, Inputs, ModelSettings, Tensors, Version
+from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
 from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.admission import QueueView, decide
+from interlock.serving.batch import Expected, join
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.call import Call, Part, split
 from interlock.serving.latency import LatencyModel
@@ -42,7 +39,6 @@ HUNG_TIMES_PREDICTED = 10.0
 REJOIN_PAUSE_S = 0.02
 CRASH_COSTS_S = 1.0
 """What a batch that ends its process costs: the start of another, and the supervisor's pauses."""
-_LISTS = {list}
 
 
 class Lane:
@@ -81,8 +77,7 @@ class Lane:
         self._retry = capabilities.side_effect_free
         # When only the batch axis varies, all requests for all outputs may be joined, and need no key.
         self._one_shape = all(all(size >= 0 for size in spec.shape[1:]) for spec in signature.inputs)
-        self._specs = {spec.name: (DATATYPES[spec.datatype], len(spec.shape)) for spec in signature.outputs}
-        self._names = tuple(self._specs)
+        self._expected = Expected(signature)
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in signature.inputs}
         self._has_rows = signature.batch_axis == 0
         self._running: dict[Batch[Item], None] = {}
@@ -229,9 +224,10 @@ class Lane:
             self._settle_failed(batch, result, now)
         else:
             self._latency.learn(max(1, batch.rows), compute_s)
-            tally = batch.items[0]
-            (tally if isinstance(tally, Call) else tally.call).tally.batch(batch.rows, compute_s)
-            wrong = self._wrong(result, batch)
+            first = batch.items[0]
+            call = first if isinstance(first, Call) else first.call
+            call.tally.batch(batch.rows, compute_s)
+            wrong = self._expected.wrong(result, call.request.outputs, batch.rows)
             if wrong is None:
                 self._settle(batch, result, now)
             else:
@@ -245,8 +241,10 @@ class Lane:
         started_s = batch.started_s
         has_rows = self._has_rows
         outputs = Outputs(tensors, each_one_row=has_rows and batch.rows == len(items))
+        # Counted before anybody is answered: who asks for the counts next sees its own request in them.
         arrived_s: list[float] = []
         tally: Tally | None = None
+        answered: list[tuple[Call, int]] = []
         end = 0
         for item in items:
             start = end
@@ -259,7 +257,6 @@ class Lane:
                 item.done(part, now, started_s)
                 self._settled(item)
                 continue
-            # Counted in runs of one arm.
             if item.tally is not tally:
                 if tally is not None:
                     tally.all_ok(arrived_s, started_s, now)
@@ -267,11 +264,14 @@ class Lane:
                 tally = item.tally
             arrived_s.append(item.arrived_s)
             item.settled = True
-            self.outstanding -= 1
-            stop = end if has_rows else None
-            item.sink.done(Response(item.request_id, item.request.model, self._number, outputs, start, stop))
+            answered.append((item, start))
         if tally is not None:
             tally.all_ok(arrived_s, started_s, now)
+        self.outstanding -= len(answered)
+        number = self._number
+        for call, start in answered:
+            stop = start + call.rows if has_rows else None
+            call.sink.done(Response(call.request_id, call.request.model, number, outputs, start, stop))
 
     def _settle_failed(self, batch: Batch[Item], error: InterlockError, now: float) -> None:
         if isinstance(error, Unavailable):
@@ -323,27 +323,6 @@ class Lane:
             item.fail(error, now)
             self._settled(item)
 
-    def _wrong(self, outputs: Tensors, batch: Batch[Item]) -> OutputMismatch | None:
-        first = batch.items[0]
-        request = first.request if isinstance(first, Call) else first.call.request
-        specs = self._specs
-        for name in request.outputs or self._names:
-            array = outputs.get(name)
-            if array is None:
-                return OutputMismatch(f"predict returned {sorted(outputs)}, the signature wants '{name}'")
-            if not isinstance(array, np.ndarray):
-                return OutputMismatch(f"output '{name}' is a {type(array).__name__}, want an array")
-            dtype, rank = specs[name]
-            if array.dtype != dtype and not (dtype.kind == "O" and array.dtype.kind in "SU"):
-                return OutputMismatch(f"output '{name}' has dtype {array.dtype}, the signature wants {dtype}")
-            if array.ndim != rank:
-                return OutputMismatch(
-                    f"output '{name}' has shape {array.shape}, the signature wants {rank} axes"
-                )
-            if self._has_rows and len(array) != batch.rows:
-                return OutputMismatch(f"output '{name}' has {len(array)} rows for a batch of {batch.rows}")
-        return None
-
     def _leave(self, call: Call) -> None:
         """A call was cancelled, or failed in one of its parts: drop what is left of it."""
         batcher = self._batcher
@@ -390,29 +369,3 @@ class Lane:
             self._watch()
         else:
             self._step()  # what has waited long enough for company, or waited behind what expired
-
-
-def join(inputs: list[Inputs], dtypes: dict[str, np.dtype[Any]]) -> Tensors:
-    """The inputs of several requests as one batch, joined on the batch axis.
-
-    >>> join([{"x": np.zeros((1, 2))}, {"x": np.ones((2, 2))}], {})["x"].shape
-    (3, 2)
-    >>> join([{"x": [1, 2]}, {"x": [3, 4]}], {"x": np.dtype("f4")})["x"].shape
-    (2, 2)
-    """
-    joined: Tensors = {}
-    for name, first in inputs[0].items():
-        parts = [one[name] for one in inputs]
-        kinds = set(map(type, parts))
-        if kinds == _LISTS:
-            joined[name] = np.array(parts, dtypes[name])
-        elif len(parts) == 1 and not isinstance(first, list):
-            joined[name] = first
-        elif list in kinds:
-            dtype = dtypes[name]
-            joined[name] = np.concatenate(
-                [np.array([part], dtype) if isinstance(part, list) else part for part in parts]
-            )
-        else:
-            joined[name] = np.concatenate(parts)
-    return joined
