@@ -93,6 +93,7 @@ test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak r
 
 bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(call need,wrk,wrk)
+	@$(bin)/python -m benchmarks.bench_cost
 	@$(bin)/python -m benchmarks $(ARGS)
 
 soak: $(installed) $(kserve_installed)  ## the tests that run for minutes

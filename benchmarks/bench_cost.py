@@ -1,0 +1,204 @@
+"""What each feature of the data plane adds to a request: the whole path in one process, with and without it.
+
+    python -m benchmarks.bench_cost
+
+32 connections send one row of iris each, in one turn of the loop, through transport, protocol, admission,
+lane and ONNX Runtime; only the kernel is left out. Variants run in turn, round by round; a feature's cost is
+the median over the rounds of the difference to the whole path. Caveats: warm caches, batches of 32, and costs
+that overlap are counted once each, so the sum is not exactly what a server without all of them would save.
+"""
+
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import models
+from benchmarks.pairs import Cost, cost_table
+from interlock.core.errors import OutputMismatch, Unavailable
+from interlock.core.model import Model, Signature, Tensors, Version
+from interlock.core.request import Request, Sink, Ticket
+from interlock.core.route import Arm, single
+from interlock.runtime.onnx import runtime
+from interlock.serving.batch import Expected
+from interlock.serving.block import Block, Slot
+from interlock.serving.infer import Infer, Target
+from interlock.serving.lane import Lane
+from interlock.serving.placement import Inline
+from interlock.wire.http import HttpServer, new_loop
+from interlock.wire.http_connection import Connection
+from interlock.wire.v2 import V2
+
+CONNECTIONS = 32
+TICKS = 100
+GOAL_US = 4.0
+BODY = b'{"inputs":[{"name":"%b","shape":[1,4],"datatype":"FP32","data":[5.1,3.5,1.4,0.2]}]}'
+
+Feature = Literal[
+    "counters", "request ids", "admission", "deadline watch", "output check", "crash breadcrumb"
+]
+FEATURES: tuple[Feature, ...] = (
+    "counters",
+    "request ids",
+    "admission",
+    "deadline watch",
+    "output check",
+    "crash breadcrumb",
+)
+
+
+class Uncounted(Slot):
+    """Counts nothing."""
+
+    def dispatched(self) -> None:
+        return
+
+    def all_ok(self, arrived_s: list[float], started_s: float, now: float) -> None:
+        return
+
+    def batch(self, rows: int, compute_s: float) -> None:
+        return
+
+
+class WithoutId(Target):
+    """Gives every request the same id."""
+
+    def submit(self, request: Request, sink: Sink) -> Ticket:
+        return self.lane.start(request, sink, b"0-0-0-0-0-0", self.slot)
+
+
+class Unwatched(Lane):
+    """Keeps no timer for deadlines."""
+
+    def _watch(self) -> None:
+        return
+
+
+class Unchecked(Expected):
+    """Takes any output for the right one."""
+
+    def wrong(self, outputs: Tensors, wanted: tuple[str, ...] | None, rows: int) -> OutputMismatch | None:
+        return None
+
+
+class Wire(asyncio.Transport):
+    """Takes what is written and forgets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes += 1
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        return
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+
+class Path32:
+    """The whole path for 32 connections, without one feature (None: with all)."""
+
+    def __init__(self, folder: Path, version: Version, without: Feature | None) -> None:
+        block = Block.create(folder / (without or "all").replace(" ", "-"), "worker-0", 1)
+        lane_type = Unwatched if without == "deadline watch" else Lane
+        crumb = None if without == "crash breadcrumb" else self._crumb(block)
+        lane = lane_type(version, Model("iris").settings, Inline(runtime.load(folder, version)), crumb)
+        if without == "output check":
+            lane._expected = Unchecked(version.signature)
+        infer = Infer(block, 7, dict)
+        if without == "counters":
+            block.slot = lambda key: Uncounted(key, memoryview(b""))  # type: ignore[method-assign]
+        infer.swap(Model("iris"), single("1", 1), {"1": lane})
+        if without == "request ids":
+            entry = infer._entries["iris"]
+            kept = entry.only
+            assert kept is not None
+            entry.only = WithoutId(
+                kept.model, lane, kept.settings, Arm(0, "incumbent", "1", 1.0), kept.slot, b"", infer
+            )
+        if without == "admission":
+            infer.admit = _admit_all  # type: ignore[method-assign]
+        server = HttpServer(V2(infer))
+        self._connections = []
+        for _ in range(CONNECTIONS):
+            connection, wire = Connection(server), Wire()
+            connection.connection_made(wire)
+            self._connections.append((connection, wire))
+        body = BODY % version.signature.inputs[0].name.encode()
+        head = b"POST /v2/models/iris/infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self._message = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        self._sent = 0
+
+    @staticmethod
+    def _crumb(block: Block) -> Callable[[str, int], None]:
+        def crumb(key: str, requests: int) -> None:
+            if requests:
+                block.running(key, requests)
+            else:
+                block.idle()
+
+        return crumb
+
+    async def tick_us(self) -> float:
+        """Microseconds a request, the median of some ticks."""
+        took = []
+        for _ in range(TICKS):
+            began = time.perf_counter()
+            for connection, _wire in self._connections:
+                connection.data_received(self._message)
+            await asyncio.sleep(0)
+            took.append(time.perf_counter() - began)
+        self._sent += TICKS
+        if any(wire.writes != self._sent for _connection, wire in self._connections):
+            raise RuntimeError("not every request was answered in its own turn of the loop")
+        return statistics.median(took) / CONNECTIONS * 1e6
+
+
+def _admit_all(
+    model: str, number: str | None, timeout_s: float | None, received_s: float
+) -> Unavailable | None:
+    return None
+
+
+async def measure(rounds: int) -> tuple[float, list[Cost]]:
+    """Microseconds of the whole path, and what each feature takes of it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = models.write_iris_onnx(folder / "model.onnx")
+        signature = runtime.inspect(folder, _version(path, Signature((), ())), None)
+        version = _version(path, signature)
+        whole = Path32(folder, version, None)
+        variants = {feature: Path32(folder, version, feature) for feature in FEATURES}
+        await whole.tick_us()
+        totals: list[float] = []
+        saved: dict[Feature, list[float]] = {feature: [] for feature in FEATURES}
+        for _ in range(rounds):
+            for feature, variant in variants.items():
+                with_it = await whole.tick_us()
+                saved[feature].append(with_it - await variant.tick_us())
+                totals.append(with_it)
+    costs = [Cost(str(f), statistics.median(us), min(us), max(us)) for f, us in saved.items()]
+    return statistics.median(totals), costs
+
+
+def _version(path: Path, signature: Signature) -> Version:
+    return Version("iris", "1", "sha256:" + "0" * 64, "onnx", path.name, signature)
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        whole_us, costs = runner.run(measure(rounds))
+    print(cost_table(costs, GOAL_US))
+    print(f"the whole path without the kernel: {whole_us:.2f} us a request")
+
+
+if __name__ == "__main__":
+    main()
