@@ -382,6 +382,7 @@ async def _run(
 def main(argument: str, module: Callable[[Kind], str] = module_of, limits: Limits | None = None) -> int:
     """The process; returns its exit code: 0 when it was told to leave, 2 for a setting that cannot be."""
     os.umask(0o077)
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for what a model of plain Python imports in its executor
     config = msgspec.json.decode(argument, type=NodeConfig, dec_hook=lambda kind, value: kind(value))
     logs.set_up("supervisor", config.log_level, secrets=[config.token or ""])
     try:

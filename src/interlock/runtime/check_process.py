@@ -75,7 +75,13 @@ def run_check(
 
 
 def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "ORT_DISABLE_TELEMETRY": "1",  # a model of plain Python may import it, too
+    }
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
             [sys.executable, "-m", "interlock.runtime.check_process", str(desk)],

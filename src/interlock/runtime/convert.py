@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime
 
 from interlock.core.errors import MissingExtra
 from interlock.core.model import Array, Tensors
+from interlock.runtime.ort import onnxruntime
 from interlock.runtime.sklearn import INPUT, LABEL, PREDICTION, PROBABILITIES, answer
 
 TOLERANCE = 1e-5

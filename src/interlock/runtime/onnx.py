@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from interlock.core.errors import DatatypeMismatch, LoadFailed
 from interlock.core.model import Array, Signature, Tensors, TensorSpec, Version
+from interlock.runtime.ort import onnxruntime
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
