@@ -291,4 +291,4 @@ class PolicyMachine(RuleBasedStateMachine):
 
 
 TestPolicyMachine = PolicyMachine.TestCase
-TestPolicyMachine.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestPolicyMachine.settings = settings(max_examples=70, stateful_step_count=30, deadline=None)
