@@ -11,8 +11,10 @@ import tritonclient.http as blocking
 import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
-from interlock.core.model import DATATYPES, Array, Signature, TensorSpec
-from tests.app.nodes import RunningNode, put_onnx
+from interlock.core.model import DATATYPES, Array, Signature, TensorSpec, artifact_path
+from interlock.operations.context import opened
+from interlock.operations.register import register
+from tests.app.nodes import RunningNode, put_onnx, until
 from tests.wire.direct import DirectInfer, iris, serving, version
 from tests.wire.node import Node, running
 
@@ -157,6 +159,46 @@ async def test_the_aio_client(node: Node) -> None:
         assert (await client.get_inference_statistics("iris"))["model_stats"]
         with pytest.raises(InferenceServerException):
             await client.infer("none", inputs)
+
+
+@pytest.mark.server
+def test_repository_control_takes_a_model_off_and_brings_it_back(interlock_home: Path) -> None:
+    other = put_onnx(interlock_home, "other", "1", 3.0)
+    with opened(interlock_home) as ctx:  # load asks the registry which version is the newest
+        register(ctx, "triple", artifact_path(interlock_home, other.digest) / "model.onnx")
+    rows = np.array([[1.5, 2.0]], np.float32)
+    inputs = [tensor(blocking.InferInput, "x", rows, "FP32")]
+    with RunningNode(interlock_home, workers=1, allow_repository_control=True) as node:
+        node.wait_ready()
+        for name in ("triple", "other"):
+            assert node.release(name, "1").state == "done"
+        with blocking.InferenceServerClient(f"127.0.0.1:{node.node.http_port}") as client:
+
+            def shown() -> dict[str, tuple[str, str]]:
+                index = client.get_model_repository_index()
+                return {entry["name"]: (entry["state"], entry["reason"]) for entry in index}
+
+            assert shown() == {"triple": ("READY", ""), "other": ("READY", "")}
+            client.unload_model("triple")
+            until(lambda: shown()["triple"] == ("UNAVAILABLE", "unloaded"), "the unload")
+            assert shown()["other"] == ("READY", "")
+            assert client.is_server_ready() and not client.is_model_ready("triple")
+            with pytest.raises(
+                InferenceServerException, match="model 'triple' is unloaded; load it"
+            ) as caught:
+                client.infer("triple", inputs)
+            assert caught.value.status() == "503"
+            client.unload_model("triple")  # once more changes nothing
+            # A worker that has just started knows it as well.
+            node.kill("worker-0")
+            until(lambda: node.infer("other") == (200, 6.0), "the new worker")
+            assert shown()["triple"] == ("UNAVAILABLE", "unloaded")
+            with pytest.raises(InferenceServerException, match="none"):
+                client.unload_model("none")
+
+            client.load_model("triple")
+            assert shown() == {"triple": ("READY", ""), "other": ("READY", "")}
+            assert client.infer("triple", inputs).as_numpy("y").tolist() == [[4.5, 6.0]]
 
 
 @pytest.mark.server

@@ -1,5 +1,6 @@
 """The Desired from rows: one row a model, so that no model's release touches another."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,19 @@ def test_the_order_of_rows_does_not_matter(found: tuple[ModelRow, ...], order: l
 def test_each_model_is_built_from_its_own_row_alone(found: tuple[ModelRow, ...]) -> None:
     alone = [model for row in found for model in build_desired("n", 1, [row]).models]
     assert list(build_desired("n", 1, found).models) == alone
+
+
+@given(ALL, st.sets(st.sampled_from("abc")))
+def test_unloaded_is_what_was_live_and_is_not_wanted(found: tuple[ModelRow, ...], once: set[str]) -> None:
+    rows = [
+        msgspec.structs.replace(row, was_live="2" if row.model.name in once and row.live is None else None)
+        for row in found
+    ]
+    desired = build_desired("n", 1, rows)
+    wanted = {model.model.name for model in desired.models}
+    assert desired.unloaded == {
+        row.model.name: "2" for row in rows if row.was_live and row.model.name not in wanted
+    }
 
 
 @given(rows("a"))

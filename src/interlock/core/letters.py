@@ -30,12 +30,17 @@ class ModelDesired(msgspec.Struct, frozen=True):
 
 
 class Desired(msgspec.Struct, frozen=True):
-    """Complete for the node and idempotent: what it omits is unloaded. `revision` only grows."""
+    """Complete for the node and idempotent: what it omits is unloaded. `revision` only grows.
+
+    `unloaded`: models that were live once and are taken off, with the number that was live last; for those
+    who ask about them.
+    """
 
     node: str
     revision: int
     models: tuple[ModelDesired, ...] = ()
     schema: int = SCHEMA
+    unloaded: dict[str, str] = {}
 
 
 class VersionState(StrEnum):

@@ -259,6 +259,18 @@ class Ledger:
         with self._database.read() as connection:
             return self._live(connection, model)
 
+    def last_done(self, model: str) -> str | None:
+        """The version of the newest release of a model that was carried out, live or not any more."""
+        query = (
+            sa.select(releases.c.number)
+            .where(releases.c.model == model, releases.c.state == ReleaseState.DONE)
+            .order_by(releases.c.id.desc())
+            .limit(1)
+        )
+        with self._database.read() as connection:
+            found: str | None = connection.execute(query).scalar()
+            return found
+
     def open_releases(self) -> list[ReleaseRow]:
         """Those not finished, oldest first; at most one a model."""
         query = sa.select(releases).where(releases.c.state.in_(OPEN_STATES)).order_by(releases.c.id)

@@ -18,6 +18,8 @@ class ModelRow(msgspec.Struct, frozen=True):
     live: ReleaseRow | None
     open: ReleaseRow | None
     versions: dict[str, Version]
+    was_live: str | None = None
+    """The number that was live last, where nothing is live now."""
 
 
 def build_desired(node: str, revision: int, rows: Iterable[ModelRow]) -> Desired:
@@ -25,8 +27,18 @@ def build_desired(node: str, revision: int, rows: Iterable[ModelRow]) -> Desired
 
     The order of rows does not matter: models stand by name, versions with the live one first.
     """
-    models = (_model(row) for row in sorted(rows, key=lambda row: row.model.name))
-    return Desired(node=node, revision=revision, models=tuple(m for m in models if m is not None))
+    ordered = sorted(rows, key=lambda row: row.model.name)
+    found = {row.model.name: _model(row) for row in ordered}
+    return Desired(
+        node=node,
+        revision=revision,
+        models=tuple(model for model in found.values() if model is not None),
+        unloaded={
+            row.model.name: row.was_live
+            for row in ordered
+            if row.was_live is not None and found[row.model.name] is None
+        },
+    )
 
 
 def _model(row: ModelRow) -> ModelDesired | None:

@@ -154,7 +154,13 @@ class RolloutLoop:
                 if version is not None:
                     versions[release.number] = version
         settled = msgspec.structs.replace(model, settings=self._settle(model))
-        return ModelRow(settled, live, open_release, versions)
+        return ModelRow(
+            settled,
+            live,
+            open_release,
+            versions,
+            self._ledger.last_done(model.name) if live is None else None,
+        )
 
     def _advance(self, row: ReleaseRow) -> bool:
         snapshot = self._snapshot(row)

@@ -114,6 +114,7 @@ class Infer:
         self._known: dict[str, Model] = {}
         self._statuses: tuple[VersionStatus, ...] = ()
         self._versions: dict[tuple[str, str], Version] = {}
+        self._unloaded: dict[str, str] = {}
         self._unsent: set[str] = set()
         self.sequence = count()
         self.stamp = b""
@@ -186,6 +187,8 @@ class Infer:
 
     def model_ready(self, model: str, number: str | None) -> bool:
         """Raises: ModelNotFound, VersionNotFound."""
+        if model in self._unloaded:
+            return False
         if model not in self._known or (number is not None and (model, number) not in self._versions):
             raise self._absent(model, number)
         entry = self._entries.get(model)
@@ -195,8 +198,14 @@ class Infer:
         return all(t is not None and t.lane.broken is None and t.lane.place.connected for t in targets)
 
     def index(self) -> list[VersionStatus]:
-        """All versions that this worker knows of."""
-        return list(self._statuses)
+        """All versions that this worker knows of, and of models that were unloaded those that were live."""
+        here = {status.model for status in self._statuses}
+        gone = [
+            VersionStatus(model, number, "", VersionState.FAILED, "unloaded")
+            for model, number in self._unloaded.items()
+            if model not in here  # else it is being drained
+        ]
+        return [*self._statuses, *gone]
 
     def version(self, model: str, number: str | None) -> Version:
         """The version that a number names, or the incumbent.
@@ -252,11 +261,13 @@ class Infer:
         known: dict[str, Model],
         statuses: tuple[VersionStatus, ...],
         versions: dict[tuple[str, str], Version],
+        unloaded: dict[str, str] | None = None,
     ) -> None:
         """What the worker knows of now: for the index, metadata and error messages."""
         self._known = known
         self._statuses = statuses
         self._versions = versions
+        self._unloaded = unloaded or {}
         self._unsent &= {version.key for version in versions.values()}
 
     def _target(self, model: Model, lane: Lane, route: Route, arm: Arm) -> Target:
@@ -268,6 +279,11 @@ class Infer:
         """Why a model or version does not answer, as precisely as this worker knows."""
         if self.draining:
             return Draining("this worker is about to leave; try again")
+        if model in self._unloaded:
+            return NotReady(
+                f"model '{model}' is unloaded; load it (V2 repository control), or: interlock release"
+                f" '{model}' --now"
+            )
         if model not in self._known:
             known = ", ".join(f"'{name}'" for name in sorted(self._known)[:8]) or "none"
             return ModelNotFound(f"model '{model}' is not served here; served: {known}")

@@ -162,6 +162,7 @@ class Loader:
             {one.model.name: one.model for one in desired.models},
             self.statuses(),
             {(v.model, v.number): v for one in desired.models for v in one.versions},
+            desired.unloaded,
         )
         if self._poll is None and any(h.state is VersionState.DRAINING for h in held.values()):
             self._poll = self._loop.call_later(DRAIN_POLL_S, self._look_again)
