@@ -18,7 +18,7 @@ from interlock.app import logs
 from interlock.app.link import LetterClient
 from interlock.app.quarantine import quarantine_file, read_quarantine, reason_against
 from interlock.app.repository import ask_control
-from interlock.core.letters import Desired, Report, letters_socket
+from interlock.core.letters import Desired, Report, VersionState, letters_socket
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, run_folder
 from interlock.serving.block import Block
 from interlock.serving.counters import read_all
@@ -137,7 +137,9 @@ class Worker:
         return {key: reason for key, reason in reasons.items() if reason is not None}
 
     def _changed(self) -> None:
-        if self._infer.ready:
+        # What failed or was given up holds up nobody: a later letter may bring it back.
+        under_way = (VersionState.PENDING, VersionState.LOADING)
+        if self._infer.ready or all(one.state not in under_way for one in self._loader.statuses()):
             self._ready.set()
         self._link.send_soon()
 
