@@ -71,6 +71,7 @@ def check(folder: Path, version: Version, reference: Tensors | None = None) -> C
     Raises: LoadFailed, MissingExtra, UntrustedArtifact when there is nothing to check.
     """
     inspector = inspector_of(version.runtime)
+    reference = None if reference is None else examples.texts_as_bytes(reference)
     declared = inspector.declared(folder, version)
     if not version.signature.inputs:
         version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, reference))

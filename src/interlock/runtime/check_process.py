@@ -20,6 +20,7 @@ from interlock.core import errors
 from interlock.core.errors import CheckFailed, InterlockError
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
+from interlock.runtime.examples import texts_as_bytes
 
 DEFAULT_TIME_S = 120.0
 DEFAULT_MEMORY_BYTES = 4 * 1024**3
@@ -58,6 +59,7 @@ def run_check(
         path = None
         if reference is not None:
             path = desk / "reference.npz"
+            reference = texts_as_bytes(reference)
             storable: dict[str, Any] = {key: _storable(array) for key, array in reference.items()}
             np.savez(path, **storable)
         request = _Request(str(folder), version, None if path is None else str(path), memory_bytes)
@@ -151,11 +153,22 @@ def _with_message(kind: type[InterlockError], message: str) -> InterlockError:
 
 
 def _storable(array: Array) -> Array:
-    """npz without pickle holds no objects: strings travel as fixed-width text."""
+    """npz without pickle holds no objects: bytes travel as text of fixed width, a letter a byte.
+
+    NumPy takes zeros off the end of such text; the full stop there keeps them.
+    """
     if array.dtype.kind != "O":
         return array
-    texts = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+    texts = [item.decode("latin-1") + "." for item in array.ravel().tolist()]
     return np.array(texts, dtype=str).reshape(array.shape)
+
+
+def _restored(array: Array) -> Array:
+    if array.dtype.kind != "U":
+        return array
+    result = np.empty(array.size, object)
+    result[:] = [text[:-1].encode("latin-1") for text in array.ravel().tolist()]
+    return result.reshape(array.shape)
 
 
 def _child(desk: Path) -> None:
@@ -166,10 +179,7 @@ def _child(desk: Path) -> None:
     reference: Tensors | None = None
     if request.reference is not None:
         with np.load(request.reference, allow_pickle=False) as stored:
-            reference = {
-                name: stored[name].astype(object) if stored[name].dtype.kind in "SU" else stored[name]
-                for name in stored.files
-            }
+            reference = {name: _restored(stored[name]) for name in stored.files}
     try:
         outcome = _Outcome(report=check(Path(request.folder), request.version, reference))
     except MemoryError:

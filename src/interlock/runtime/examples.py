@@ -38,6 +38,11 @@ def fit(signature: Signature, data: Tensors) -> Tensors:
         raise CheckFailed(f"the reference data do not fit the model's inputs: {error}") from error
 
 
+def texts_as_bytes(data: Tensors) -> Tensors:
+    """The data with every string as `bytes`, UTF-8, as requests bring them whatever way they come."""
+    return {name: _bytes(array) if array.dtype.kind in "SUO" else array for name, array in data.items()}
+
+
 def take(data: Tensors, start: int, count: int) -> Tensors:
     """`count` rows from `start` on, beginning anew at the end."""
     rows = rows_of(data)
@@ -76,13 +81,21 @@ def _difference(left: Array, right: Array) -> float:
 
 
 def _cast(array: Array, spec: TensorSpec) -> Array:
-    array = np.asarray(array).astype(DATATYPES[spec.datatype])
+    array = np.asarray(array)
+    array = _bytes(array) if spec.datatype == "BYTES" else array.astype(DATATYPES[spec.datatype])
     fits = len(array.shape) == len(spec.shape) and all(
         want in (-1, got) for got, want in zip(array.shape[1:], spec.shape[1:], strict=True)
     )
     if not fits:
         raise ValueError(f"input {spec.name!r}: got {list(array.shape)}, the model wants {list(spec.shape)}")
     return array
+
+
+def _bytes(array: Array) -> Array:
+    items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
+    result = np.empty(len(items), object)
+    result[:] = items
+    return result.reshape(array.shape)
 
 
 def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]:
@@ -93,7 +106,7 @@ def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]
 def _fill(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator) -> Array:
     dtype = DATATYPES[spec.datatype]
     if spec.datatype == "BYTES":
-        words = np.array(["a", "b", "spam", "räksmörgås", ""], object)
+        words = np.array([b"a", b"b", b"spam", "räksmörgås".encode(), b""], object)
         return np.asarray(words[random.integers(0, len(words), shape)], object).reshape(shape)
     if dtype.kind == "f":
         return random.standard_normal(shape).astype(dtype)
