@@ -76,6 +76,10 @@ def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
         ("1", False, ""),
     ]
     assert "version 1 of sum is live" in good("rollback", "sum")
+    # In one pipe, what is said comes before the table, as on a terminal.
+    both = [sys.executable, "-m", "interlock.cli.main", "predict", "sum", "--data", "[1, 2, 3, 4]"]
+    said = subprocess.run(both, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    assert said.stdout.split() == ["sum", "version", "1", "Y", "10.0"]
     rows = tmp_path / "rows.csv"
     rows.write_text("a,b,c,d\n1,2,3,4\n")
     for url in urls["http_url"], urls["admin_url"]:

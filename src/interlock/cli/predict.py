@@ -126,7 +126,8 @@ def _show(answer: dict[str, Any]) -> None:
             cells.append(data)
         else:
             cells.append([data[row * width : (row + 1) * width] for row in range(rows)])
-    show.table([output["name"] for output in outputs], zip(*cells, strict=True))
+    # Before the table: in a pipe, standard output arrives after all that was said.
     show.say(
         f"{show.printable(answer.get('model_name'))} version {show.printable(answer.get('model_version'))}"
     )
+    show.table([output["name"] for output in outputs], zip(*cells, strict=True))

@@ -34,6 +34,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False).print(shown)
+    sys.stdout.flush()
 
 
 def say(words: str) -> None:
