@@ -67,6 +67,9 @@ def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     assert good("predict", "sum", "--data", "[[1, 2, 3, 4], [0, 0, 0, 1]]").split() == ["Y", "10.0", "1.0"]
 
     good("register", "sum", str(a_model(tmp_path, 2)))
+    early = run("predict", "sum", "--version", "2", "--data", "[1, 2, 3, 4]")
+    assert early.returncode == 1 and "version '2' of model 'sum' is not loaded" in early.stderr
+    assert "interlock versions sum" in early.stderr and "interlock release sum 2 --now" in early.stderr
     assert "version 2 of sum is live" in good("release", "sum", "--now")
     answer = json.loads(good("predict", "sum", "--data", "[1, 2, 3, 4]", "--json"))
     assert (answer["model_version"], answer["outputs"][0]["data"]) == ("2", [20.0])

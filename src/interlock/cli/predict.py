@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from interlock.cli import show
+from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
+from interlock.core.errors import VersionNotFound
 
 if TYPE_CHECKING:
     from interlock.cli.http import Answer
@@ -50,7 +52,15 @@ def predict(
     given = read(data, sys.stdin.buffer.read)
     base = _data_url(home, url)
     path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(number, safe='')}" if number else "")
-    metadata = msgspec.json.decode(_ask(base, "GET", path).body, type=Metadata)
+    try:
+        found = _ask(base, "GET", path)
+    except VersionNotFound as error:
+        raise Failure(
+            error.message,
+            f"list the versions with: interlock versions {name}; put one live with: "
+            f"interlock release {name} {number or ''} --now".replace("  ", " "),
+        ) from None
+    metadata = msgspec.json.decode(found.body, type=Metadata)
     body, headers = encode(request_of(given, metadata), metadata)
     headers["x-request-timeout-ms"] = f"{timeout_s * 1000:.0f}"
     found = _ask(base, "POST", f"{path}/infer", body, timeout_s + SLACK_S, headers)
@@ -104,7 +114,7 @@ def _ask(
     except (msgspec.DecodeError, LookupError, TypeError):
         message = f"{base} answered {answer.status}: {answer.body[:200].decode(errors='replace')}"
     if answer.status == 404:
-        raise errors.ModelNotFound(message)
+        raise VersionNotFound(message) if "/versions/" in path else errors.ModelNotFound(message)
     if 400 <= answer.status < 500:
         raise errors.InvalidRequest(message)
     if answer.status == 503:
