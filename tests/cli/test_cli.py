@@ -76,6 +76,19 @@ def test_models_versions_events_as_tables_and_json(ctx: Context) -> None:
     assert len(json.loads(run("events", "-n", "2", "--json").stdout)) == 2
 
 
+def test_events_hold_the_snapshots_of_decisions_when_asked(ctx: Context) -> None:
+    row = ctx.ledger.request_release("iris", "3", "now", ctx.now_s())
+    seen = {"waited_s": 1.5, "note": "\x1b[2J"}
+    ctx.ledger.advance(row.id, ReleaseState.PREPARING, "because", seen, time_s=ctx.now_s())
+    brief = run("events", "iris")
+    assert "reason=because" in brief.stdout and "waited_s" not in brief.stdout
+    assert len(brief.stdout.splitlines()) == len(json.loads(run("events", "iris", "--json").stdout))
+    assert "snapshot" not in run("events", "--json").stdout
+    full = run("events", "iris", "--full").stdout
+    assert '"waited_s": 1.5' in full and "\x1b" not in full
+    assert json.loads(run("events", "--full", "--json").stdout)[-1]["body"]["snapshot"] == seen
+
+
 def test_a_release_without_a_node_waits_for_the_next_one(ctx: Context) -> None:
     register_in_mlflow(ctx, "iris", 3)
     done = run("release", "iris", "--now")

@@ -2,12 +2,18 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from interlock.cli import show
 from interlock.cli.options import json_option, model_argument, node_options
 
+if TYPE_CHECKING:
+    from interlock.registry.rows import Event
+
+SNAPSHOT = "snapshot"
 FOLLOW_POLL_S = 0.3
 """How often `events --follow` asks for more."""
 
@@ -79,6 +85,7 @@ def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
 @node_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
 @click.option("--after", "after_seq", type=click.IntRange(min=0), help="Only later than this number.")
+@click.option("--full", is_flag=True, help="Show what each decision saw, too: its whole snapshot.")
 @click.option("-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 1000), help="The most.")
 @json_option
 def events(
@@ -87,19 +94,21 @@ def events(
     url: str | None,
     follow: bool,
     after_seq: int | None,
+    full: bool,
     limit: int,
     as_json: bool,
 ) -> None:
     """Show what happened, oldest first: the newest events, or those after a number.
 
-    With --follow and --json, each event is one line of JSON.
+    A decision's snapshot, from which it can be replayed, is shown with --full only. With --follow and
+    --json, each event is one line of JSON.
     """
     from interlock.cli.control import open_control
 
     with open_control(home, url) as control:
         found = control.events(name, after_seq, limit)
         if as_json and not follow:
-            show.as_json(found)
+            show.as_json(found if full else [_brief(event) for event in found])
             return
         if not found and not follow:
             show.say("nothing has happened yet")
@@ -108,17 +117,20 @@ def events(
             for event in found:
                 seen = event.seq
                 if as_json:
-                    show.as_json_line(event)
+                    show.as_json_line(event if full else _brief(event))
                 else:
                     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_s))
                     body = ", ".join(
-                        f"{key}={_short(value)}" for key, value in event.body.items() if _is_brief(key, value)
+                        f"{key}={_short(value)}" for key, value in _brief(event).body.items() if value
                     )
                     click.echo(
                         show.printable(
                             f"{event.seq:>6}  {stamp}  {event.model or '-':<16}  {event.kind}  {body}"
                         )
                     )
+                    if full and (snapshot := event.body.get(SNAPSHOT)) is not None:
+                        for line in msgspec.json.format(msgspec.json.encode(snapshot)).decode().splitlines():
+                            click.echo(f"        {show.printable(line)}")
             if not follow:
                 return
             if len(found) < limit:
@@ -126,9 +138,9 @@ def events(
             found = control.events(name, seen, limit)
 
 
-def _is_brief(key: str, value: object) -> bool:
-    """Whether a line for people has room for it: the snapshot of a decision is in --json."""
-    return bool(value) and key != "snapshot"
+def _brief(event: "Event") -> "Event":
+    body = {key: value for key, value in event.body.items() if key != SNAPSHOT}
+    return msgspec.structs.replace(event, body=body)
 
 
 def _short(value: object) -> str:
