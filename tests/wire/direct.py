@@ -43,6 +43,12 @@ class Settled:
     def cancel(self) -> None:
         pass
 
+    def hold(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
 
 class Held:
     """The ticket of a request that waits until the test releases it."""
@@ -53,6 +59,12 @@ class Held:
 
     def cancel(self) -> None:
         self.is_cancelled = True
+
+    def hold(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
     def release(self) -> None:
         target, request, sink = self._work

@@ -71,7 +71,11 @@ class Response(msgspec.Struct, gc=False):
 
 class Sink(Protocol):
     """Where a request's answers go. Called on the event loop: `part` any number of times (only by streaming
-    versions), then exactly one of `done` and `fail`; nothing after a cancelled ticket."""
+    versions), then exactly one of `done` and `fail`; nothing after a cancelled ticket.
+
+    A stream's `done` comes with no outputs: it says that the parts before were all. (To hold back each part
+    until it is known whether it is the last would make every one of them late.) `fail` may follow parts. The
+    deadline is that of the whole stream."""
 
     def part(self, response: Response) -> None: ...
 
@@ -85,6 +89,15 @@ class Ticket(Protocol):
 
     def cancel(self) -> None:
         """The caller left: drop this request's own work, never its neighbours'. No-op when settled."""
+        ...
+
+    def hold(self) -> None:
+        """Let no further part come until `resume`; call it from within `part`, or after one. The model then
+        waits, a bounded number of parts ahead; the deadline goes on. No-op before the first part."""
+        ...
+
+    def resume(self) -> None:
+        """Parts may come again, maybe before this returns."""
         ...
 
 

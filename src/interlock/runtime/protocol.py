@@ -1,8 +1,10 @@
 """The Runtime protocol: how a folder of files becomes something that predicts."""
 
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from interlock.core.errors import LoadFailed
 from interlock.core.model import Signature, Tensors, Version
 
 
@@ -20,6 +22,35 @@ class Loaded(Protocol):
     def close(self) -> None:
         """Give the memory back. Nothing is called afterwards."""
         ...
+
+
+@runtime_checkable
+class Streams(Loaded, Protocol):
+    """A model that answers in parts; the lane asks it for nothing else where the Capabilities say streaming.
+
+    One stream at a time, from `stream` until the generator ends or is closed.
+    """
+
+    def stream(
+        self, inputs: Tensors, outputs: tuple[str, ...] | None = None
+    ) -> Generator[Tensors, None, None]:
+        """One request. Each part holds all outputs (those in `outputs`, if given), each with the datatype and
+        rank of the signature, -1 meaning any length, rows included. A part is the caller's from then on: do
+        not write to its arrays again. `close` on the generator means that nobody wants the rest.
+
+        Raises: whatever the model raises, before the first part or between two.
+        """
+        ...
+
+
+def streams_of(loaded: Loaded, version: Version) -> Streams:
+    """The model itself, if it can stream. Raises: LoadFailed."""
+    if not isinstance(loaded, Streams):
+        raise LoadFailed(
+            f"{version.key} is recorded as streaming, and what its runtime '{version.runtime}' loaded has no"
+            " `stream`; register it again"
+        )
+    return loaded
 
 
 class Runtime(Protocol):

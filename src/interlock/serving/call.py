@@ -14,6 +14,7 @@ from interlock.core.errors import (
 from interlock.core.model import Inputs, Tensors
 from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.block import CANCELLED, FAILED, INVALID, TIMED_OUT
+from interlock.serving.streams import Flow
 
 
 class Call(msgspec.Struct, eq=False):
@@ -40,6 +41,7 @@ class Call(msgspec.Struct, eq=False):
     running: bool = False
     settled: bool = False
     parts: "list[Part] | None" = None
+    flow: Flow | None = None
 
     def cancel(self) -> None:
         """The caller left."""
@@ -47,9 +49,21 @@ class Call(msgspec.Struct, eq=False):
             self.settled = True
             self.tally.settled(CANCELLED, monotonic() - self.arrived_s)
             self.left(self)
+            if self.flow is not None:
+                self.flow.stop()
+
+    def hold(self) -> None:
+        """See `Ticket.hold`."""
+        if self.flow is not None:
+            self.flow.hold()
+
+    def resume(self) -> None:
+        """See `Ticket.resume`."""
+        if self.flow is not None:
+            self.flow.resume()
 
     def done(self, outputs: Tensors, now: float, started_s: float) -> None:
-        """Answer a call that ran in parts."""
+        """Answer a call that ran in parts, or end its stream."""
         if not self.settled:
             self.settled = True
             self.tally.settled_ok(now - self.arrived_s, started_s - self.arrived_s)
@@ -64,6 +78,8 @@ class Call(msgspec.Struct, eq=False):
         self.sink.fail(error, self.request_id)
         if self.parts is not None:
             self.left(self)
+        if self.flow is not None:
+            self.flow.stop()
 
 
 class Part:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic
 
+import msgspec
+
 from interlock.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -25,8 +27,9 @@ from interlock.serving.admission import QueueView, decide
 from interlock.serving.batch import Expected, join
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.call import Call, Part, split
+from interlock.serving.delivery import Delivery
 from interlock.serving.latency import LatencyModel
-from interlock.serving.placement import Place
+from interlock.serving.placement import Place, StreamPlace, stream_place
 
 Item = Call | Part
 
@@ -67,6 +70,9 @@ class Lane:
         self._leave_one = self._leave  # bound once
         self._loop = asyncio.get_running_loop()
         signature, capabilities = version.signature, version.capabilities
+        self._streams = stream_place(version, place)
+        if self._streams is not None:
+            signature = msgspec.structs.replace(signature, batch_axis=None)  # a part has any number of rows
         joinable = capabilities.batchable and signature.batch_axis == 0
         limit = capabilities.max_batch_rows
         if settings.max_batch_rows is not None:
@@ -209,6 +215,9 @@ class Lane:
         self._running[batch] = None
         if self._crumb is not None:
             self._crumb(self.version.key, len(items))
+        if self._streams is not None:
+            self._stream(self._streams, batch, inputs, kill_at_s)
+            return
 
         def done(result: Tensors | InterlockError, compute_s: float) -> None:
             self._finished(batch, result, compute_s)
@@ -235,6 +244,25 @@ class Lane:
         if not self._awake and (self._batcher.waiting_items or self._batcher.retrying):
             self._awake = True
             self._loop.call_soon(self._step)
+
+    def _stream(self, place: StreamPlace, batch: Batch[Item], inputs: Tensors, kill_at_s: float) -> None:
+        call = batch.items[0]
+        assert isinstance(call, Call)  # only what may be joined is cut into parts
+
+        def ended(result: Tensors | InterlockError, compute_s: float, first_s: float) -> None:
+            if isinstance(result, InterlockError):
+                self._finished(batch, result, compute_s)
+                return
+            if self._crumb is not None:
+                self._crumb("", 0)
+            del self._running[batch]
+            self._latency.learn(max(1, batch.rows), compute_s)
+            call.tally.batch(batch.rows, first_s)
+            if not self._awake:
+                self._awake = True
+                self._loop.call_soon(self._step)
+
+        Delivery(call, batch.started_s, self._expected, self._settled, ended).start(place, inputs, kill_at_s)
 
     def _settle(self, batch: Batch[Item], tensors: Tensors, now: float) -> None:
         items = batch.items

@@ -1,14 +1,19 @@
 """Where a lane's batches run: the Place protocol, and the two places inside a worker (inline, thread)."""
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from interlock.core.errors import InterlockError, PredictFailed
-from interlock.core.model import Tensors
-from interlock.runtime.protocol import Loaded
+from interlock.core.errors import ConfigError, InterlockError, PredictFailed
+from interlock.core.model import Tensors, Version
+from interlock.runtime.protocol import Loaded, Streams
+from interlock.serving.streams import AHEAD, Flow
+
+_log = logging.getLogger(__name__)
 
 Outcome = Callable[[Tensors | InterlockError, float], None]
 """Called once on the event loop: the outputs or why there are none, and the seconds that predict took."""
@@ -31,6 +36,33 @@ class Place(Protocol):
     async def close(self) -> None:
         """Give the memory back; no batch is under way."""
         ...
+
+
+@runtime_checkable
+class StreamPlace(Place, Protocol):
+    """A place that can also run versions that stream: one request at a time."""
+
+    def stream(
+        self,
+        inputs: Tensors,
+        outputs: tuple[str, ...] | None,
+        kill_at_s: float,
+        part: Callable[[Tensors], None],
+        done: Outcome,
+    ) -> Flow:
+        """Start one request. `part` is called with each part in order, `done` once, when the model is free
+        again: with {} after the last part, or with why there are no more. Time until `kill_at_s` is what each
+        part may take. Never raises; `part` is not called before this returns, `done` may be."""
+        ...
+
+
+def stream_place(version: Version, place: Place) -> StreamPlace | None:
+    """The place, if the version streams; None if it does not. Raises: ConfigError if the place cannot."""
+    if not version.capabilities.streaming:
+        return None
+    if not isinstance(place, StreamPlace):
+        raise ConfigError(f"{version.key} streams, and its place does not: want one in a thread or executor")
+    return place
 
 
 def as_predict_failed(error: BaseException) -> InterlockError:
@@ -90,6 +122,63 @@ class Threaded:
         elapsed = time.monotonic() - started
         self._loop.call_soon_threadsafe(done, result, elapsed)
 
+    def stream(
+        self,
+        inputs: Tensors,
+        outputs: tuple[str, ...] | None,
+        kill_at_s: float,
+        part: Callable[[Tensors], None],
+        done: Outcome,
+    ) -> Flow:
+        assert isinstance(self._loaded, Streams)  # the loader's care: `streams_of`
+        source = ThreadSource(self._loop, part, done)
+        self._pool.submit(source.work, self._loaded, inputs, outputs)
+        return source.flow
+
     async def close(self) -> None:
         await asyncio.to_thread(self._pool.shutdown)
         await asyncio.to_thread(self._loaded.close)
+
+
+class ThreadSource:
+    """A generator that runs in a thread; between two parts it sees whether it is to stop, or to wait."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, part: Callable[[Tensors], None], done: Outcome
+    ) -> None:
+        self.flow = Flow(self, part, done)
+        self._loop = loop
+        self._room = threading.Semaphore(AHEAD)
+        self._is_stopped = False
+
+    def taken(self) -> None:
+        self._room.release()
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._room.release()
+
+    def work(self, model: Streams, inputs: Tensors, outputs: tuple[str, ...] | None) -> None:
+        """Run the stream to its end, in the calling thread."""
+        result: Tensors | InterlockError = {}
+        elapsed_s = 0.0
+        try:
+            parts = model.stream(inputs, outputs)
+            try:
+                while True:
+                    self._room.acquire()
+                    if self._is_stopped:
+                        break
+                    started_s = time.monotonic()
+                    part = next(parts, None)
+                    elapsed_s += time.monotonic() - started_s
+                    if part is None:
+                        break
+                    self._loop.call_soon_threadsafe(self.flow.offer, part)
+            finally:
+                parts.close()
+        except Exception as error:
+            result = as_predict_failed(error)
+            if self._is_stopped:  # nobody is left to hear of it
+                _log.warning("a stream was stopped, and its model raised: %s", result)
+        self._loop.call_soon_threadsafe(self.flow.end, result, elapsed_s)
