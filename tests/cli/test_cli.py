@@ -194,6 +194,15 @@ def test_the_errors_of_a_node_are_the_same_errors(ctx: Context) -> None:
         assert "hint: list the models" in done.stderr
 
 
+def test_a_name_that_is_nearly_right_is_suggested(ctx: Context) -> None:
+    ctx.ledger.put_version(a_version("churn", "1"), 1.0)
+    with served(ctx, NODE) as api:
+        for done in (run("rollback", "iriss"), run("versions", "Iris"), of(api, "release", "irs", "--now")):
+            assert done.exit_code == 1, done.output
+            assert "hint: did you mean iris? list the models with: interlock models" in done.stderr
+        assert "did you mean" not in run("rollback", "weather").stderr
+
+
 def test_debug_shows_the_traceback(ctx: Context) -> None:
     done = run("--debug", "rollback", "rose")
     assert type(done.exception).__name__ == "ModelNotFound"

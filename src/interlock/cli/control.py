@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote, urlencode
@@ -70,6 +71,16 @@ def names_for_completion(home: Path, url: str | None) -> list[str]:
             return [model.name for model in control.status().models]
     except (InterlockError, OSError):
         return []
+
+
+def near_names(name: str, home: Path, url: str | None) -> list[str]:
+    """The models whose names are much like `name`, likest first; none where they cannot be listed."""
+    try:
+        with open_control(home, url) as control:
+            known = [model.name for model in control.status().models]
+    except (InterlockError, OSError):
+        return []
+    return [found for found in get_close_matches(name, known, n=3) if found != name]
 
 
 class AdminControl:

@@ -72,7 +72,7 @@ class Commands(click.Group):
         except InterlockError as error:
             if ctx.params.get("debug"):
                 raise
-            raise Failure(error.message, HINTS.get(type(error).__name__, "")) from error
+            raise Failure(error.message, _hint(ctx, error)) from error
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -106,6 +106,17 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """The entry point `interlock`."""
     cli(prog_name="interlock")
+
+
+def _hint(ctx: click.Context, error: InterlockError) -> str:
+    hint = HINTS.get(type(error).__name__, "")
+    if type(error).__name__ != "ModelNotFound":
+        return hint
+    from interlock.cli.control import near_names
+    from interlock.cli.options import HOME, NAME, URL, default_home
+
+    near = near_names(ctx.meta.get(NAME, ""), ctx.meta.get(HOME) or default_home(), ctx.meta.get(URL))
+    return f"did you mean {' or '.join(map(_printable, near))}? {hint}" if near else hint
 
 
 def _printable(words: str) -> str:

@@ -8,6 +8,9 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+NAME, HOME, URL = "interlock.name", "interlock.home", "interlock.url"
+"""What a command was asked about, and where: keys of click's `ctx.meta`."""
+
 ENVIRONMENT = {
     "INTERLOCK_HOME": "the home folder, as --home",
     "INTERLOCK_URL": "the admin API of a node, as --url",
@@ -29,7 +32,7 @@ def home_option(function: F) -> F:
         default=default_home,
         show_default="~/.interlock",
         type=click.Path(file_okay=False, path_type=Path),
-        callback=lambda ctx, param, value: value.expanduser().absolute(),
+        callback=lambda ctx, param, value: _noted(ctx, HOME, value.expanduser().absolute()),
         help="The home folder (or INTERLOCK_HOME).",
     )(function)
 
@@ -37,7 +40,10 @@ def home_option(function: F) -> F:
 def node_options(function: F) -> F:
     """`--home FOLDER` and `--url URL`, as `home: Path` and `url: str | None`."""
     with_url = click.option(
-        "--url", envvar="INTERLOCK_URL", help="The admin API of a node, instead of --home (or INTERLOCK_URL)."
+        "--url",
+        envvar="INTERLOCK_URL",
+        callback=lambda ctx, param, value: _noted(ctx, URL, value),
+        help="The admin API of a node, instead of --home (or INTERLOCK_URL).",
     )(function)
     return home_option(with_url)
 
@@ -49,7 +55,15 @@ def json_option(function: F) -> F:
 
 def model_argument(function: F) -> F:
     """`NAME`, as `name: str`, completed from the models of the node."""
-    return click.argument("name", shell_complete=_complete_model)(function)
+    return click.argument(
+        "name", shell_complete=_complete_model, callback=lambda ctx, param, value: _noted(ctx, NAME, value)
+    )(function)
+
+
+def _noted(ctx: click.Context, key: str, value: Any) -> Any:
+    """The value, noted where the hint of an error finds it: `ctx.meta` is one for all of a command line."""
+    ctx.meta[key] = value
+    return value
 
 
 def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
