@@ -7,7 +7,11 @@ import resource
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
 from interlock.app import logs
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
@@ -21,6 +25,8 @@ from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reas
 
 REFUSE_S = 2.0
 """How long an executor that could not load its version tells workers why, before it ends."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +83,30 @@ def _version(args: ProcessArgs) -> Version:
 def _load(args: ProcessArgs, version: Version, block: Block) -> Loaded:
     block.loading(version.key)
     folder = artifact_path(args.config.home, version.digest)
-    found = digest_of(folder) if folder.is_dir() else "no folder"
+    found = _gently(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
     if found != version.digest:
         raise DigestMismatch(f"artifact of {version.key}: {found}, registered as {version.digest}")
-    loaded = runtime_of(version.runtime).load(folder, version)
+    # Code of a model's author may want the main thread (to set signal handlers, say); data does not care.
+    runtime = _gently(lambda: runtime_of(version.runtime))
+    if version.runtime == "onnx":
+        loaded = _gently(lambda: runtime.load(folder, version))
+    else:
+        loaded = runtime.load(folder, version)
     warm_up(loaded, version)
     return loaded
+
+
+def _gently(work: Callable[[], T]) -> T:
+    """Do what takes the processor for long in a thread that yields to everybody else's: the versions that
+    serve meanwhile keep their latency. (A process that lowered itself could not rise again.)"""
+
+    def lowered() -> T:
+        if sys.platform == "linux":  # elsewhere a priority belongs to the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        return pool.submit(lowered).result()
 
 
 def _why(error: BaseException) -> str:

@@ -123,7 +123,10 @@ class Infer:
         self._draw = random.random
         self.live = True
         self.ready = False
+        self.leaving = False
+        """This worker is about to leave: not ready any more, but it still answers."""
         self.draining = False
+        """It answers nothing new."""
 
     def is_first_unsent(self, version_key: str) -> bool:
         """Whether this version's answers could all be encoded until now."""
