@@ -17,6 +17,8 @@ import pytest
 from onnx import TensorProto, helper, save
 
 from interlock.operations.discovery import is_locked
+from interlock.serving.counters import block_files, owner_is_dead
+from tests.app.nodes import until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
@@ -126,6 +128,33 @@ def test_a_start_that_fails_says_why(home: Path) -> None:
     assert done.returncode == 1
     assert "the node ended with code 2" in done.stderr and str(port) in done.stderr
     assert not is_locked(home)
+
+
+def log_of_the_node(home: Path) -> str:
+    path = home / "logs" / "node.log"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_detached_start_that_is_interrupted_leaves_no_node(home: Path, number: int) -> None:
+    command = [sys.executable, "-m", "interlock.cli.main", "up", "--detach", *ANY_PORTS]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, env={**os.environ, "INTERLOCK_TOKEN": TOKEN}
+    ) as up:
+        until(lambda: '"started"' in log_of_the_node(home) or up.poll() is not None, "a process of the node")
+        up.send_signal(number)
+        assert up.wait(60) == 128 + number
+    assert not is_locked(home)
+    assert not [block for block in block_files(home / "run") if not owner_is_dead(block)]
+    assert not (home / "run" / "token").exists() and not (home / "run" / "node.json").exists()
+
+
+def test_a_detached_start_that_takes_too_long_is_stopped(home: Path) -> None:
+    # Control cannot be: its letters' socket would be a folder.
+    (home / "run" / "control.sock").mkdir(parents=True)
+    done = run("up", "--detach", "--timeout", "3", *ANY_PORTS)
+    assert done.returncode == 1 and "was not ready after 3 s and is stopped" in done.stderr
+    assert "--timeout" in done.stderr and not is_locked(home)
 
 
 def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from interlock.cli.http import call, error_of
+from interlock.cli.http import TIMEOUT_S, call, error_of
 from interlock.core.errors import InterlockError
 from interlock.operations.discovery import find_node, read_token
 from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
@@ -88,9 +88,10 @@ class AdminControl:
 
     running = True
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, url: str, token: str | None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url
         self._token = token
+        self._timeout_s = timeout_s
 
     def status(self) -> Status:
         return self._ask("GET", "/api/status", Status)
@@ -123,7 +124,7 @@ class AdminControl:
 
     def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         sent = None if body is None else msgspec.json.encode(body)
-        answer = call(self.url, method, path, sent, self._token)
+        answer = call(self.url, method, path, sent, self._token, self._timeout_s)
         if answer.status not in (200, 202):
             raise error_of(self.url, answer)
         try:

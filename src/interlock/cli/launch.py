@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from interlock.cli import show
+from interlock.cli.begun import until_done
 from interlock.cli.control import AdminControl
 from interlock.cli.main import Failure
 from interlock.core.appfile import app_file, node_config
@@ -24,6 +25,8 @@ from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import Status, is_worker
 
 POLL_S = 0.05
+LOOK_S = 2.0
+"""How long a look at a starting node may take: its port is open before anybody is there to answer."""
 LOG_LINES = 15
 """How many lines of a log a failed start shows."""
 
@@ -33,7 +36,8 @@ def launch(
 ) -> int:
     """Start a node; returns the exit code of the command. In the foreground it returns when the node ends.
 
-    Raises: ConfigError; Failure when a node runs already, or the new one ends before it is ready.
+    Raises: ConfigError; Failure when a node runs already, the new one ends before it is ready, or is not
+    ready in time with `detach`, which leaves no node then, nor when a signal ends it.
     """
     token = _token(token_file)
     check_access(config.admin_host, token)
@@ -46,12 +50,16 @@ def launch(
     config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     _put_token(config.home, token)
     log = config.home / "logs" / "node.log"
-    child = _spawn(config, log if detach else None)
     if detach:
-        node = _wait_ready(child, config, timeout_s, log)
+        node = until_done(
+            lambda: _spawn(config, log),
+            lambda child: _wait_ready(child, config, timeout_s, log),
+            config.home,
+            config.drain_s,
+        )
         _announce(config, node, log.parent, as_json)
         return 0
-    return _follow(child, config, timeout_s, as_json)
+    return _follow(_spawn(config, None), config, timeout_s, as_json)
 
 
 def settings_of(home: Path, given: dict[str, Any]) -> NodeConfig:
@@ -158,8 +166,8 @@ def _wait_ready(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: f
             return node
         time.sleep(POLL_S)
     raise Failure(
-        f"the node (pid {child.pid}) is not ready after {timeout_s:g} s: {reason}; it goes on",
-        f"look into {log.parent}, wait with: interlock status, or stop it with: interlock down",
+        f"the node was not ready after {timeout_s:g} s and is stopped: {reason}",
+        f"give it longer with --timeout, or see why in {log.parent}",
     )
 
 
@@ -202,7 +210,7 @@ def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, 
     if node is None or node.pid != child.pid:
         return None, "its ports are not open yet"
     try:
-        found = AdminControl(node.admin_url, read_token(home)).status()
+        found = AdminControl(node.admin_url, read_token(home), LOOK_S).status()
     except InterlockError as error:
         return node, error.message
     return node, found.not_ready or _under_way(found)
