@@ -28,7 +28,8 @@ from interlock.core.model import (
 )
 from interlock.runtime import examples
 from interlock.runtime.catalog import inspector_of, runtime_of
-from interlock.runtime.protocol import Loaded
+from interlock.runtime.check_stream import Broken, StreamChecks
+from interlock.runtime.protocol import Loaded, streams_of
 
 MEASURED_ROWS = (1, 8, 32, 128)
 INLINE_LIMIT_S = 300e-6
@@ -121,7 +122,10 @@ class _Checks:
         self.results.append(CheckResult("loads", True, f"{load_s * 1e3:.1f} ms"))
         batch_s: dict[int, float] = {}
         resident_bytes = 0
-        if self._try("one row", self._one_row):
+        if self.declared.get("streaming"):
+            batch_s = self._streams()
+            resident_bytes = max(0, _resident_bytes() - before_bytes)
+        elif self._try("one row", self._one_row):
             resident_bytes = max(0, _resident_bytes() - before_bytes)
             self._try("many rows", self._many_rows)
             self._try("deterministic", self._deterministic)
@@ -142,6 +146,21 @@ class _Checks:
             self.generated,
         )
 
+    def _streams(self) -> dict[int, float]:
+        leads = all(spec.shape and spec.shape[0] == -1 for spec in self.signature.inputs)
+        one = examples.take(self.data, 0, 1) if leads else self.data
+        self.signature = msgspec.structs.replace(self.signature, batch_axis=None)
+        model = streams_of(self.loaded, self.version)
+        checks = StreamChecks(model, self.signature, one, self.declared, self.found)
+        if self._try("one request", checks.one_request):
+            self._try("deterministic", checks.deterministic)
+            self._try("requested outputs only", checks.requested)
+            self._try("wrong shape raises", checks.wrong_shape)
+            self._try("stops when closed", checks.stopped)
+            if all(result.passed for result in self.results):
+                return {1: checks.measure()}
+        return {}
+
     def _data(self, reference: Tensors | None) -> Tensors:
         if reference is None:
             return examples.generate(self.signature, max(MEASURED_ROWS))
@@ -152,12 +171,16 @@ class _Checks:
             result = CheckResult(name, True, body())
         except MemoryError:
             raise  # the limit of the whole process, not of this check
-        except _Broken as broken:
+        except Broken as broken:
             result = CheckResult(name, False, str(broken))
         except Exception as error:
             words = f"{type(error).__name__}: {str(error)[:500]}"
             hint = "; the rows were generated: give reference data with --data" if self.generated else ""
-            result = CheckResult(name, False, f"predict raised {words}{hint}")
+            result = CheckResult(
+                name,
+                False,
+                f"{'stream' if self.declared.get('streaming') else 'predict'} raised {words}{hint}",
+            )
         self.results.append(result)
         return result.passed
 
@@ -185,23 +208,23 @@ class _Checks:
     def _hold_outputs(self, answer: Tensors, rows: int) -> None:
         names = {spec.name for spec in self.signature.outputs}
         if answer.keys() != names:
-            raise _Broken(f"outputs {sorted(answer)}, the signature says {sorted(names)}")
+            raise Broken(f"outputs {sorted(answer)}, the signature says {sorted(names)}")
         for spec in self.signature.outputs:
             array = answer[spec.name]
             wanted = (rows, *spec.shape[1:]) if self._batched else spec.shape
             if array.dtype != DATATYPES[spec.datatype]:
-                raise _Broken(f"output {spec.name!r} is {array.dtype}, the signature says {spec.datatype}")
+                raise Broken(f"output {spec.name!r} is {array.dtype}, the signature says {spec.datatype}")
             if len(array.shape) != len(wanted) or any(
                 want not in (-1, got) for got, want in zip(array.shape, wanted, strict=True)
             ):
-                raise _Broken(f"output {spec.name!r} is {list(array.shape)}, want {list(wanted)}")
+                raise Broken(f"output {spec.name!r} is {list(array.shape)}, want {list(wanted)}")
 
     def _deterministic(self) -> str:
         rows = self._rows(8)
         gap = examples.difference(self.loaded.predict(rows), self.loaded.predict(rows))
         same = gap == 0.0
         if not same and self.declared.get("deterministic"):
-            raise _Broken(f"declared deterministic, and two equal calls differ by {gap:.3g}")
+            raise Broken(f"declared deterministic, and two equal calls differ by {gap:.3g}")
         self.found.setdefault("deterministic", same)
         return (
             "two equal calls agree"
@@ -212,7 +235,7 @@ class _Checks:
     def _batch(self) -> str:
         if not self._batched:
             if self.declared.get("batchable"):
-                raise _Broken("declared batchable, and the signature has no batch axis")
+                raise Broken("declared batchable, and the signature has no batch axis")
             self.found["batchable"] = False
             return "the signature has no batch axis"
         if not self.found["deterministic"]:
@@ -225,7 +248,7 @@ class _Checks:
         tolerance = float(self.found["tolerance"])
         said = f"largest difference {gap:.3g}, tolerance {tolerance:.3g}"
         if gap > tolerance and self.declared.get("batchable"):
-            raise _Broken(f"declared batchable: {said}")
+            raise Broken(f"declared batchable: {said}")
         self.found.setdefault("batchable", gap <= tolerance)
         return said if gap <= tolerance else f"{said}: found not batchable"
 
@@ -233,7 +256,7 @@ class _Checks:
         for spec in self.signature.outputs:
             answer = self.loaded.predict(self._rows(1), (spec.name,))
             if list(answer) != [spec.name]:
-                raise _Broken(f"asked for {spec.name!r}, came {sorted(answer)}")
+                raise Broken(f"asked for {spec.name!r}, came {sorted(answer)}")
         return f"{len(self.signature.outputs)} outputs one by one"
 
     def _wrong_shape(self) -> str:
@@ -241,13 +264,13 @@ class _Checks:
             if not spec.shape:
                 continue
             bad = dict(self._rows(1))
-            bad[spec.name] = _misshapen(bad[spec.name], spec)
+            bad[spec.name] = examples.misshapen(bad[spec.name], spec)
             try:
                 self.loaded.predict(bad)
             except Exception as error:
                 said = f"{spec.name} {list(bad[spec.name].shape)}: {type(error).__name__}"
                 return said if isinstance(error, InterlockError) else f"{said}: {str(error)[:120]}"
-            raise _Broken(
+            raise Broken(
                 f"input {spec.name!r} was accepted with shape {list(bad[spec.name].shape)}, "
                 f"the signature says {list(spec.shape)}"
             )
@@ -262,16 +285,12 @@ class _Checks:
             answers = list(pool.map(lambda _: self.loaded.predict(rows), range(100)))
         gap = max(examples.difference(answer, alone) for answer in answers)
         if self.found["deterministic"] and gap > float(self.found["tolerance"]):
-            raise _Broken(f"declared thread-safe, and 4 threads' answers differ by {gap:.3g}")
+            raise Broken(f"declared thread-safe, and 4 threads' answers differ by {gap:.3g}")
         return "100 calls from 4 threads agree"
 
     def _measure(self) -> dict[int, float]:
         sizes = MEASURED_ROWS if self._batched else (1,)
         return {count: _median_s(self.loaded, self._rows(count)) for count in sizes}
-
-
-class _Broken(Exception):
-    """A check did not hold."""
 
 
 def _median_s(loaded: Loaded, rows: Tensors, budget_s: float = 0.2) -> float:
@@ -295,13 +314,6 @@ def _with_observed(signature: Signature, answer: Tensors, rows: int) -> Signatur
             spec = TensorSpec(spec.name, spec.datatype, shape)
         specs.append(spec)
     return msgspec.structs.replace(signature, outputs=tuple(specs))
-
-
-def _misshapen(array: Any, spec: TensorSpec) -> Any:
-    if any(length != -1 for length in spec.shape[1:]):
-        axis = next(i for i, length in enumerate(spec.shape) if i and length != -1)
-        return array.repeat(2, axis=axis) if array.shape[axis] else array
-    return array[..., None]
 
 
 def _tolerance(signature: Signature) -> float:

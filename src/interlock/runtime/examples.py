@@ -111,3 +111,11 @@ def _fill(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generator)
     if dtype.kind == "f":
         return random.standard_normal(shape).astype(dtype)
     return random.integers(0, 2, shape).astype(dtype)
+
+
+def misshapen(array: Array, spec: TensorSpec) -> Array:
+    """The array in a shape that does not fit its spec."""
+    if any(length != -1 for length in spec.shape[1:]):
+        axis = next(i for i, length in enumerate(spec.shape) if i and length != -1)
+        return array.repeat(2, axis=axis) if array.shape[axis] else array
+    return array[..., None]

@@ -1,18 +1,19 @@
-"""Owns plain Python models: a class with `predict(inputs)` in a file of the artifact. This runs its code.
+"""Owns plain Python models: a class with `predict(inputs)` in a file of the artifact, or with a generator
+`stream(inputs)`. This runs its code.
 
 Only an executor, or the process that checks a model, may load one.
 """
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from interlock.core.errors import LoadFailed, OutputMismatch, ShapeMismatch
+from interlock.core.errors import LoadFailed, OutputMismatch, PredictFailed, ShapeMismatch
 from interlock.core.model import (
     DATATYPES,
     Array,
@@ -68,13 +69,67 @@ class PythonModel:
 
     def close(self) -> None:
         """Call the class's `close`, if it has one."""
-        close = getattr(self.instance, "close", None)
-        if close is not None:
-            close()
+        _close(self.instance)
+
+
+class PythonStream:
+    """An instance of the user's class that answers in parts; each is held to the signature, in any number of
+    rows."""
+
+    def __init__(self, instance: Any, signature: Signature) -> None:
+        self.instance = instance
+        self._signature = signature
+
+    def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
+        """Raises: PredictFailed: there is no one answer."""
+        raise PredictFailed("the model answers in parts: call `stream`")
+
+    def stream(
+        self, inputs: Tensors, outputs: tuple[str, ...] | None = None
+    ) -> Generator[Tensors, None, None]:
+        """Raises: ShapeMismatch, OutputMismatch; whatever the class raises."""
+        for spec in self._signature.inputs:
+            shape = inputs[spec.name].shape
+            if not _fits(shape, spec.shape):
+                raise ShapeMismatch(
+                    f"input {spec.name!r}: got {list(shape)}, the signature wants {list(spec.shape)}"
+                )
+        parts = self.instance.stream(inputs)
+        try:
+            for part in parts:
+                yield self._held(part, outputs)
+        finally:
+            _close(parts)  # now, not when it is collected: it may hold what the next one needs
+
+    def _held(self, part: Any, outputs: tuple[str, ...] | None) -> Tensors:
+        if not isinstance(part, dict):
+            raise OutputMismatch(f"stream gave a {type(part).__name__}, want dicts of name to array")
+        if not self._signature.outputs:
+            return {name: as_array(array) for name, array in part.items()}
+        answer = {}
+        for spec in self._signature.outputs:
+            if outputs is not None and spec.name not in outputs:
+                continue
+            if spec.name not in part:
+                raise OutputMismatch(f"stream gave {sorted(part)}, output {spec.name!r} is missing")
+            array = as_array(part[spec.name])
+            if array.dtype != DATATYPES[spec.datatype] or not _fits(array.shape, spec.shape):
+                raise OutputMismatch(
+                    f"output {spec.name!r}: a part of the stream has {array.dtype} {list(array.shape)}, "
+                    f"the signature wants {spec.datatype} {list(spec.shape)}"
+                )
+            answer[spec.name] = array
+        return answer
+
+    def close(self) -> None:
+        """Call the class's `close`, if it has one."""
+        _close(self.instance)
 
 
 class Python:
     """The runtime `python`: `entry` is "file.py:Class".
+
+    A class with `stream` and without `predict` streams; one with both does if its `streaming` is True.
 
     The class takes no arguments. `load(folder)`, `close()`, `signature` and the names of Capabilities are
     optional members; `signature` is a `Signature` or `{"inputs": {name: (datatype, shape)}, "outputs": …}`.
@@ -82,7 +137,7 @@ class Python:
 
     name = "python"
 
-    def load(self, folder: Path, version: Version) -> PythonModel:
+    def load(self, folder: Path, version: Version) -> PythonModel | PythonStream:
         """Import the file and make an instance.
 
         Raises: LoadFailed with the type and words of what the code raised.
@@ -91,7 +146,7 @@ class Python:
         signature = version.signature
         if not signature.inputs:
             signature = _declared_signature(instance) or signature
-        return PythonModel(instance, signature)
+        return (PythonStream if _streams(type(instance)) else PythonModel)(instance, signature)
 
     def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
         """The class's own `signature`, or what one call with `example` shows.
@@ -110,10 +165,13 @@ class Python:
         if ONLY in example:
             example = {"input": example[ONLY]}
         try:
+            if _streams(type(instance)):
+                return _seen_stream(instance, example)
             answer = PythonModel(instance, Signature((), ())).predict(example)
         except Exception as error:
+            method = "stream" if _streams(type(instance)) else "predict"
             raise LoadFailed(
-                f"{version.entry}: predict raised on the reference data: {type(error).__name__}: {error}"
+                f"{version.entry}: {method} raised on the reference data: {type(error).__name__}: {error}"
             ) from error
         rows = len(next(iter(example.values())))
         batched = bool(answer) and all(array.ndim and len(array) == rows for array in answer.values())
@@ -126,7 +184,8 @@ class Python:
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """The Capabilities that the class names as attributes."""
         kind = _class(folder, version.entry)
-        return {name: getattr(kind, name) for name in sorted(_CAPABILITIES) if hasattr(kind, name)}
+        found = {name: getattr(kind, name) for name in sorted(_CAPABILITIES) if hasattr(kind, name)}
+        return {**found, "streaming": True} if _streams(kind) else found
 
 
 def as_array(value: Any) -> Array:
@@ -158,9 +217,38 @@ def _class(folder: Path, entry: str) -> Any:
             del sys.modules[module_name]
             raise LoadFailed(f"{file_name} raised {type(error).__name__} on import: {error}") from error
     kind = getattr(module, class_name, None)
-    if not isinstance(kind, type) or not callable(getattr(kind, "predict", None)):
-        raise LoadFailed(f"{file_name} has no class {class_name!r} with a predict(inputs) method")
+    if not isinstance(kind, type) or not any(callable(getattr(kind, n, None)) for n in ("predict", "stream")):
+        raise LoadFailed(
+            f"{file_name} has no class {class_name!r} with a predict(inputs) or stream(inputs) method"
+        )
+    if getattr(kind, "streaming", False) and not callable(getattr(kind, "stream", None)):
+        raise LoadFailed(f"{entry}: the class says `streaming = True` and has no stream(inputs) method")
     return kind
+
+
+def _streams(kind: Any) -> bool:
+    return callable(getattr(kind, "stream", None)) and (
+        not callable(getattr(kind, "predict", None)) or getattr(kind, "streaming", False) is True
+    )
+
+
+def _seen_stream(instance: Any, example: Tensors) -> Signature:
+    parts = PythonStream(instance, Signature((), ())).stream(example)
+    first = next(parts, None)
+    parts.close()
+    if first is None:
+        raise LoadFailed("the stream had no part")
+    return Signature(
+        tuple(_spec(name, array, True) for name, array in example.items()),
+        tuple(_spec(name, array, True) for name, array in first.items()),
+        None,
+    )
+
+
+def _close(thing: Any) -> None:
+    close = getattr(thing, "close", None)
+    if close is not None:
+        close()
 
 
 def _instance(folder: Path, entry: str) -> Any:

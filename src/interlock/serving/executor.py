@@ -33,9 +33,9 @@ from interlock.serving.executor_arena import (
     DONE,
     FAILED,
     HELLO,
+    PART,
     READY,
     REFUSED,
-    RUN,
     Arena,
     Done,
     Hello,
@@ -49,13 +49,14 @@ from interlock.serving.executor_arena import (
     room,
     write,
 )
+from interlock.serving.executor_batch import SHORTEST_BATCH_S, Batch, Slot, StreamBatch
 from interlock.serving.executor_host import reason_path
 from interlock.serving.placement import Outcome
+from interlock.serving.streams import Flow
 
 FIRST_RETRY_S = 0.005
 LAST_RETRY_S = 0.25
 _LONGEST_BATCH_S = 86_400.0
-_SHORTEST_BATCH_S = 0.05
 
 _encoder = msgspec.msgpack.Encoder()
 _done = msgspec.msgpack.Decoder(Done)
@@ -70,32 +71,6 @@ _log = logging.getLogger(__name__)
 
 class NotStarted(Unavailable):
     """The executor went away before it began this batch: running it again is safe for any model."""
-
-
-class _Batch:
-    __slots__ = ("done", "inputs", "kill_at_s", "outputs", "requests", "sequence", "timer")
-
-    def __init__(
-        self, inputs: Tensors, outputs: tuple[str, ...] | None, requests: int, kill_at_s: float, done: Outcome
-    ) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
-        self.requests = requests
-        self.kill_at_s = kill_at_s
-        self.done = done
-        self.sequence = 0
-        self.timer: asyncio.TimerHandle | None = None
-
-
-class _Slot:
-    """One batch under way, in an arena of its own each way."""
-
-    __slots__ = ("batch", "inputs", "outputs")
-
-    def __init__(self) -> None:
-        self.inputs: Arena | None = None
-        self.outputs: Arena | None = None
-        self.batch: _Batch | None = None
 
 
 class ExecutorPlace:
@@ -120,8 +95,8 @@ class ExecutorPlace:
         self._owner = owner
         self._changed = changed
         self._sequence = 0
-        self._slots = [_Slot() for _ in range(slots)]
-        self._waiting: list[_Batch] = []
+        self._slots = [Slot() for _ in range(slots)]
+        self._waiting: list[Batch] = []
         self._peer: Peer | None = None
         self._greeting: asyncio.Future[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -140,15 +115,47 @@ class ExecutorPlace:
     ) -> None:
         """See `Place.run`. `kill_at_s` bounds the running time from when the executor begins the batch:
         what waits behind another worker's batch is not hung."""
-        batch = _Batch(inputs, outputs, requests, kill_at_s, done)
+        batch = Batch(inputs, outputs, requests, kill_at_s, done)
         if self.connected:
             self._send(batch)
-        elif self._closed:
-            done(NotStarted(f"{self._version_key} is being unloaded"), 0.0)
+        else:
+            self._wait(batch)
+
+    def _wait(self, batch: Batch) -> None:
+        if self._closed:
+            batch.done(NotStarted(f"{self._version_key} is being unloaded"), 0.0)
         else:
             self._waiting.append(batch)
-            left_s = min(max(kill_at_s - time.monotonic(), 0.0), _LONGEST_BATCH_S)
+            left_s = min(max(batch.kill_at_s - time.monotonic(), 0.0), _LONGEST_BATCH_S)
             batch.timer = self._loop.call_later(left_s, self._give_up, batch)
+
+    def stream(
+        self,
+        inputs: Tensors,
+        outputs: tuple[str, ...] | None,
+        kill_at_s: float,
+        part: Callable[[Tensors], None],
+        done: Outcome,
+    ) -> Flow:
+        """See `StreamPlace.stream`. The time until `kill_at_s` is given to each part anew."""
+        batch = StreamBatch(self.tell, inputs, outputs, kill_at_s, part, done)
+        if self.connected:
+            self._send(batch)
+        else:
+            self._wait(batch)
+        return batch.flow
+
+    def tell(self, kind: int, batch: StreamBatch) -> None:
+        """Send `TAKEN` or `CANCEL`; one that the executor has not been asked for yet is over at once."""
+        if batch in self._waiting:
+            self._give_up(batch)
+            return
+        for index, slot in enumerate(self._slots):
+            if slot.batch is batch and self._peer is not None:
+                try:
+                    self._peer.send(kind, index, batch.sequence, 0, 0)
+                except OSError as error:
+                    self._lost(f"{type(error).__name__}: {error}")
 
     async def close(self) -> None:
         """Leave the executor; the supervisor ends it when no Desired has the version."""
@@ -161,7 +168,7 @@ class ExecutorPlace:
         for batch in list(self._waiting):
             self._give_up(batch)
 
-    def _send(self, batch: _Batch) -> None:
+    def _send(self, batch: Batch) -> None:
         peer = self._peer
         assert peer is not None
         slot = next((slot for slot in self._slots if slot.batch is None), None)
@@ -170,7 +177,7 @@ class ExecutorPlace:
         left_s = batch.kill_at_s - time.monotonic()
         try:
             pieces, sources, end = layout(batch.inputs)
-            kill_after_s = min(max(left_s, _SHORTEST_BATCH_S), _LONGEST_BATCH_S)
+            kill_after_s = min(max(left_s, SHORTEST_BATCH_S), _LONGEST_BATCH_S)
             head = _encoder.encode(Run(pieces, batch.outputs, batch.requests, kill_after_s))
             fresh = room(slot.inputs, end + len(head))
         except TooLarge as error:
@@ -186,7 +193,9 @@ class ExecutorPlace:
         slot.batch = batch
         try:
             write(arena, pieces, sources, end, head)
-            peer.send(RUN, self._slots.index(slot), batch.sequence, end, len(head), fresh.fd if fresh else -1)
+            peer.send(
+                batch.kind, self._slots.index(slot), batch.sequence, end, len(head), fresh.fd if fresh else -1
+            )
         except OSError as error:
             self._lost(f"{type(error).__name__}: {error}")
         if fresh is not None:
@@ -196,13 +205,17 @@ class ExecutorPlace:
         peer = self._peer
         if peer is None:
             return
-        settled: list[tuple[_Batch, Tensors | InterlockError, float]] = []
+        settled: list[tuple[Batch, Tensors | InterlockError, float]] = []
+        parts: tuple[tuple[Flow, Tensors], ...] = ()
         try:
             frames = peer.receive()
             if frames is None:
                 return self._lost("it ended (os._exit, a signal, or out of memory)")
             for kind, index, sequence, at, size, arena in frames:
                 slot = self._slots[index]
+                if kind == PART:
+                    parts += (slot.part(sequence, at, size, arena),)
+                    continue
                 if arena is not None:
                     slot.outputs = arena
                 if slot.outputs is None:
@@ -214,6 +227,8 @@ class ExecutorPlace:
                     settled.append(self._settled(kind, slot, sequence, slot.outputs, head))
         except (InterlockError, msgspec.MsgspecError, IndexError, OSError, MemoryError) as error:
             self._lost(f"it sent what cannot be understood: {type(error).__name__}: {error}")
+        for flow, tensors in parts:
+            flow.offer(tensors)
         for batch, result, elapsed_s in settled:  # its caller may offer the next one in here
             batch.done(result, elapsed_s)
 
@@ -227,8 +242,8 @@ class ExecutorPlace:
             greeting.set_exception(LoadFailed(trouble.message))
 
     def _settled(
-        self, kind: int, slot: _Slot, sequence: int, arena: Arena, head: bytes
-    ) -> tuple[_Batch, Tensors | InterlockError, float]:
+        self, kind: int, slot: Slot, sequence: int, arena: Arena, head: bytes
+    ) -> tuple[Batch, Tensors | InterlockError, float]:
         batch = slot.batch
         if batch is None or sequence != batch.sequence or kind not in (DONE, FAILED):
             raise MalformedMessage(f"a frame of kind {kind} for batch {sequence}")
@@ -257,6 +272,7 @@ class ExecutorPlace:
             if slot.batch is not None and slot.inputs is not None:
                 lost.append((slot.batch, slot.inputs.began == slot.batch.sequence))
             slot.batch = slot.inputs = slot.outputs = None
+            slot.parts = [None] * len(slot.parts)
         if was_connected and not self._closed:
             if self._changed is not None:
                 self._changed(False, why)
@@ -264,14 +280,14 @@ class ExecutorPlace:
         for batch, began in lost:
             batch.done(self._fate(batch, began, why), 0.0)
 
-    def _fate(self, batch: _Batch, began: bool, why: str) -> InterlockError:
+    def _fate(self, batch: Batch, began: bool, why: str) -> InterlockError:
         if not began:
             return NotStarted(f"the executor of {self._version_key} went away before it began: {why}")
         if time.monotonic() >= batch.kill_at_s:
             return ModelCrashed(f"{self._version_key} gave no answer in time, and its executor was killed")
         return ModelCrashed(f"the executor of {self._version_key} died in predict: {why}")
 
-    def _give_up(self, batch: _Batch) -> None:
+    def _give_up(self, batch: Batch) -> None:
         if batch in self._waiting:
             self._waiting.remove(batch)
             if batch.timer is not None:
@@ -307,7 +323,10 @@ class ExecutorPlace:
             if batch.timer is not None:
                 batch.timer.cancel()
             # The connection may be lost again, and a caller may answer one `done` with another `run`.
-            self.run(batch.inputs, batch.outputs, batch.requests, batch.kill_at_s, batch.done)
+            if self.connected:
+                self._send(batch)
+            else:
+                self._wait(batch)
 
     async def _greet(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

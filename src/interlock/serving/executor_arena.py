@@ -28,7 +28,9 @@ MOST_BYTES = 1024**3
 
 FRAME = struct.Struct("<IIQQQ")
 """kind (| `WITH_ARENA`), slot, sequence, and where in the arena its msgpack is: offset, bytes."""
-(HELLO, RUN, READY, REFUSED, DONE, FAILED) = range(1, 7)
+(HELLO, RUN, READY, REFUSED, DONE, FAILED, STREAM, PART, TAKEN, CANCEL) = range(1, 11)
+"""STREAM is a RUN that is answered by PARTs before its DONE or FAILED. TAKEN: the worker has read one, so
+that its arena may be written again; CANCEL: it wants no more. Both have no msgpack."""
 WITH_ARENA = 0x100
 MOST_SLOTS = 4
 
@@ -62,7 +64,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True):
-    """One batch of `requests` joined requests; hung when it takes longer than `kill_after_s`."""
+    """One batch of `requests` joined requests; hung when it takes longer than `kill_after_s`, a stream when
+    one part does."""
 
     pieces: tuple[Piece, ...]
     outputs: tuple[str, ...] | None
@@ -71,7 +74,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
-    """The outputs of a batch, and the seconds that predict took."""
+    """The outputs of a batch, and the seconds that predict took; of a stream all its parts until then."""
 
     pieces: tuple[Piece, ...]
     elapsed_s: float
@@ -280,6 +283,10 @@ def _as_strings(arena: Arena, piece: Piece, count: int) -> Array:
     return _shaped(array, piece)
 
 
+Received = tuple[int, int, int, int, int, Arena | None]
+"""A frame as it came: kind, slot, sequence, offset, bytes, and the arena that it announces."""
+
+
 class Peer:
     """One end of the socket: whole frames in, with the descriptors that came along; frames out."""
 
@@ -302,7 +309,7 @@ class Peer:
         if sent != len(data):
             raise ConnectionAbortedError("the other side does not read")
 
-    def receive(self) -> list[tuple[int, int, int, int, int, Arena | None]] | None:
+    def receive(self) -> list[Received] | None:
         """The frames that have arrived, maybe none; None at the end of the connection.
 
         Raises: MalformedMessage; OSError.
@@ -320,7 +327,7 @@ class Peer:
         data = self._buffer + data if self._buffer else data
         cut = len(data) // FRAME.size * FRAME.size
         self._buffer = data[cut:]
-        frames: list[tuple[int, int, int, int, int, Arena | None]] = []
+        frames: list[Received] = []
         for kind, slot, sequence, at, size in FRAME.iter_unpack(data[:cut]):
             if slot >= MOST_SLOTS:
                 raise MalformedMessage(f"slot {slot}; there are {MOST_SLOTS}")

@@ -19,11 +19,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from interlock.core.errors import ConfigError, InterlockError, MalformedMessage, OutputMismatch, PredictFailed
-from interlock.core.model import DATATYPES, Array, Tensors, Version
-from interlock.runtime.protocol import Loaded
+from interlock.core.errors import ConfigError, MalformedMessage
+from interlock.core.model import DATATYPES, Tensors, Version
+from interlock.runtime.protocol import Loaded, Streams, streams_of
 from interlock.serving.block import Block
 from interlock.serving.executor_arena import (
+    CANCEL,
     DONE,
     FAILED,
     HELLO,
@@ -31,10 +32,13 @@ from interlock.serving.executor_arena import (
     REFUSED,
     RUN,
     SCHEMA,
+    STREAM,
+    TAKEN,
     Arena,
     Done,
     Hello,
     Peer,
+    Received,
     Run,
     TooLarge,
     Trouble,
@@ -44,6 +48,9 @@ from interlock.serving.executor_arena import (
     room,
     write,
 )
+from interlock.serving.executor_model import checked, close, next_part, parts_of, trouble_of
+from interlock.serving.executor_outlet import Outlet
+from interlock.serving.streams import AHEAD
 
 EXIT_LOAD_FAILED = 65
 """The version cannot be loaded; why is in the file beside the socket (`reason_path`)."""
@@ -82,15 +89,20 @@ def listen(path: Path) -> socket.socket:
 
 
 def warm_up(loaded: Loaded, version: Version) -> None:
-    """One predict on zeros (empty strings) of the signature's shapes, one row. Raises: what predict does."""
+    """One predict, or the first part of a stream, on zeros (empty strings) of the signature's shapes, one
+    row. Raises: what the model does; LoadFailed."""
     inputs: Tensors = {}
     for spec in version.signature.inputs:
         dtype = DATATYPES[spec.datatype]
         shape = [max(length, 1) for length in spec.shape]
         fill = b"" if spec.datatype == "BYTES" else dtype.type(0)
         inputs[spec.name] = np.full(shape, fill, dtype)
-    if inputs:
-        _checked(loaded.predict(inputs))
+    if version.capabilities.streaming:
+        parts = streams_of(loaded, version).stream(inputs)
+        checked(next(parts, {}))
+        parts.close()
+    elif inputs:
+        checked(loaded.predict(inputs))
 
 
 class Watch:
@@ -134,6 +146,7 @@ class Host:
         self._version = version
         self._block = block
         self._loaded: Loaded | None = None
+        self._streams: Streams | None = None
         self._refusal = ""
         self._leaving = False
         self._peers: dict[int, _Worker] = {}
@@ -160,8 +173,10 @@ class Host:
         self._serve(time.monotonic() + for_s)
 
     def serve(self, loaded: Loaded) -> None:
-        """Answer until `leave` is called or the supervisor is gone."""
+        """Answer until `leave` is called or the supervisor is gone. Raises: LoadFailed."""
         self._loaded = loaded
+        if self._version.capabilities.streaming:
+            self._streams = streams_of(loaded, self._version)
         self._serve(None)
 
     def _serve(self, until_s: float | None) -> None:
@@ -209,7 +224,12 @@ class Host:
                     self._run(worker, slot, sequence, _run.decode(head))
                 elif kind == HELLO:
                     self._greet(worker, _hello.decode(head))
-                else:
+                elif kind == STREAM and worker.welcome and self._streams is not None:
+                    if self._leaving:
+                        return
+                    # What arrives meanwhile and is not for the stream goes to the end of `frames`.
+                    self._stream(worker, slot, sequence, _run.decode(head), self._streams, frames)
+                elif kind not in (TAKEN, CANCEL):  # for a stream that was over before they came
                     raise MalformedMessage(f"frame of kind {kind}")
         except (MalformedMessage, msgspec.MsgspecError, KeyError, OSError) as error:
             _log.warning("a worker's connection is given up: %s: %s", type(error).__name__, error)
@@ -246,11 +266,11 @@ class Host:
         outputs: Tensors = {}
         try:
             if trouble is None:
-                outputs = _checked(self._loaded.predict(inputs, run.outputs))
+                outputs = checked(self._loaded.predict(inputs, run.outputs))
         except MemoryError as error:
             trouble = Trouble("MemoryExhausted", f"the model wants more memory than it may have: {error}")
         except BaseException as error:  # SystemExit too: a model may not end the process that way
-            trouble = _trouble(error)
+            trouble = trouble_of(error)
         elapsed_s = time.monotonic() - started_s
         self._watch.kill_at_s = 0.0
         try:
@@ -267,6 +287,47 @@ class Host:
             trouble = msgspec.structs.replace(trouble, elapsed_s=elapsed_s)
             self._answer(worker, slot, sequence, FAILED, {}, trouble)
         self._block.idle()
+
+    def _stream(
+        self, worker: "_Worker", slot: int, sequence: int, run: Run, model: Streams, frames: list[Received]
+    ) -> None:
+        arena = worker.inputs[slot]
+        arena.began = sequence
+        arenas = worker.parts.setdefault(slot, [None] * AHEAD)
+        outlet = Outlet(worker.peer, arenas, slot, sequence, frames)
+        parts = parts_of(model, arena, run)
+        trouble: Trouble | None = None
+        elapsed_s = 0.0
+        try:
+            while trouble is None and outlet.is_wanted():
+                if outlet.is_full:
+                    self._allow(worker, sequence, 0.0)  # a slow reader is no hung model
+                    outlet.wait()
+                    continue
+                self._allow(worker, sequence, run.kill_after_s)
+                started_s = time.monotonic()
+                part, trouble = next_part(parts)
+                elapsed_s += time.monotonic() - started_s
+                if part is None:
+                    break
+                trouble = outlet.send(part, elapsed_s)
+        finally:
+            self._allow(worker, sequence, run.kill_after_s)
+            close(parts)
+            self._allow(worker, sequence, 0.0)
+            self._block.idle()
+        if trouble is None:
+            self._answer(worker, slot, sequence, DONE, {}, Done((), elapsed_s))
+        else:
+            trouble = msgspec.structs.replace(trouble, elapsed_s=elapsed_s)
+            self._answer(worker, slot, sequence, FAILED, {}, trouble)
+
+    def _allow(self, worker: "_Worker", sequence: int, seconds: float) -> None:
+        """The next part of a stream may take so long; 0: nothing of the model's runs."""
+        kill_at_s = time.monotonic() + seconds if seconds else 0.0
+        self._watch.kill_at_s = kill_at_s
+        self._block.running(self._version.key, 1, kill_at_s, worker.owner, sequence)
+        signal.setitimer(signal.ITIMER_REAL, seconds + _GIL_GRACE_S if seconds else 0.0)
 
     def _answer(
         self, worker: "_Worker", slot: int, sequence: int, kind: int, tensors: Tensors, head: Done | Trouble
@@ -299,32 +360,17 @@ class Host:
 
 
 class _Worker:
-    """One connection: its arenas, by slot."""
+    """One connection: its arenas, by slot; those of parts take turns."""
 
-    __slots__ = ("inputs", "outputs", "owner", "peer", "welcome")
+    __slots__ = ("inputs", "outputs", "owner", "parts", "peer", "welcome")
 
     def __init__(self, sock: socket.socket) -> None:
         self.peer = Peer(sock)
         self.inputs: dict[int, Arena] = {}
         self.outputs: dict[int, Arena] = {}
+        self.parts: dict[int, list[Arena | None]] = {}
         self.owner = 0
         self.welcome = False
-
-
-def _checked(outputs: object) -> Tensors:
-    if not isinstance(outputs, dict):
-        raise OutputMismatch(f"predict returned {type(outputs).__name__}, want a dict of arrays")
-    for name, array in outputs.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise OutputMismatch(f"predict returned {type(array).__name__} for {name!r}, want an array")
-    tensors: dict[str, Array] = outputs
-    return tensors
-
-
-def _trouble(error: BaseException) -> Trouble:
-    if isinstance(error, InterlockError):
-        return Trouble(type(error).__name__, error.message[:2000])
-    return Trouble(PredictFailed.__name__, f"the model raised {type(error).__name__}: {str(error)[:500]}")
 
 
 def _die(code: int, why: str) -> None:

@@ -297,7 +297,9 @@ class Loader:
             finally:
                 self._loading_key = ""
                 self._block.idle()
-        return Inline(loaded) if version.placement is Placement.INLINE else Threaded(loaded, version.key)
+        if version.placement is Placement.INLINE and not version.capabilities.streaming:
+            return Inline(loaded)
+        return Threaded(loaded, version.key)
 
     def _executor_changed(self, connected: bool, reason: str) -> None:
         if reason:

@@ -45,8 +45,8 @@ class Flow:
         self._is_delivering = False
 
     def offer(self, tensors: Tensors) -> None:
-        """The next part. A stopped flow drops it."""
-        if not self._is_stopped:
+        """The next part. A flow that is stopped or over drops it."""
+        if not self._is_stopped and self._done is not None:
             self._waiting.append(tensors)
             self._deliver()
 
