@@ -209,9 +209,31 @@ def test_onnx_files_and_python_files(ctx: Context, tmp_path: Path) -> None:
 
 
 def test_from_python(interlock_home: Path) -> None:
-    done = register_model("iris", LogisticRegression(max_iter=500).fit(X, Y), X, Y, home=interlock_home)
+    steps: list[str] = []
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    done = register_model("iris", model, X, Y, home=interlock_home, progress=steps.append)
+    assert steps[0] == "reading the model" and steps[-1] == "logging it into the registry"
+    assert done.conversion is not None
+    shown = repr(done)
+    assert shown.startswith("<Registered iris version 1: onnx, inline, digest ")
+    assert done.version.digest[7:19] in shown and shown.endswith(f", {done.conversion.reason}>")
+    assert "\n" not in shown and len(shown) < 250
     assert done.version.runtime == "onnx"
     assert oct(interlock_home.stat().st_mode & 0o777) == "0o700"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_told_on_a_terminal_only(
+    ctx: Context,
+    tmp_path: Path,
+    is_terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with pytest.raises(UnknownFormat):
+        register_model("iris", tmp_path / "nothing.onnx", home=ctx.home)
+    assert ("interlock: reading the model" in capsys.readouterr().err) is is_terminal
 
 
 BAD: dict[str, Any] = {

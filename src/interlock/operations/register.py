@@ -5,6 +5,7 @@ nothing names is garbage in the cache, and a version that only the registry know
 like one that plain MLflow code registered.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,21 @@ class ConversionReport(msgspec.Struct, frozen=True):
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """What was registered, as which number, and what the checks saw."""
+    """What was registered, as which number, and what the checks saw. Its repr is one short line."""
 
     version: Version
     number: str
     report: CheckReport
     conversion: ConversionReport | None = None
+
+    def __repr__(self) -> str:
+        version = self.version
+        digest = version.digest.removeprefix("sha256:")[:12]
+        reason = "" if self.conversion is None else f", {self.conversion.reason}"
+        return (
+            f"<Registered {version.model} version {self.number}: {version.runtime}, "
+            f"{version.placement.value}, digest {digest}{reason}>"
+        )
 
 
 def register(
@@ -92,17 +102,30 @@ def register(
 
 
 def register_model(
-    name: str, model: object, X: Any = None, y: Any = None, *, home: Path | str | None = None, **options: Any
+    name: str,
+    model: object,
+    X: Any = None,
+    y: Any = None,
+    *,
+    home: Path | str | None = None,
+    progress: Callable[[str], object] | None = None,
+    **options: Any,
 ) -> Registered:
     """Register a fitted model from Python: `interlock.register("iris", model, X, y)`.
 
     `X` are reference rows ([rows, columns], or a dict of input name to array), which the model is checked and
-    converted with; `y` their answers. `home` defaults to INTERLOCK_HOME. Further options are `register`'s.
+    converted with; `y` their answers. `home` defaults to INTERLOCK_HOME. `progress` is told each step in words;
+    by default they go to standard error where that is a terminal. Further options are `register`'s.
     Raises: as `register` does.
     """
     rows = None if X is None else data_of.of(X, y)
     with opened(None if home is None else Path(home)) as ctx:
-        return register(ctx, name, model, data=rows, **options)
+        return register(ctx, name, model, data=rows, progress=progress or _tell, **options)
+
+
+def _tell(step: str) -> None:
+    if sys.stderr.isatty():
+        print(f"interlock: {step}", file=sys.stderr, flush=True)
 
 
 def described(draft: Version, number: str, report: CheckReport) -> Version:
