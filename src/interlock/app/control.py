@@ -34,6 +34,9 @@ from interlock.operations.status import NodeStatus, ProcessStatus, join_children
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.serving.counters import Block, abandoned, fold, read_all
 
+NICE = 5
+"""Lower than the workers; still a third of the processor when they take all that they can."""
+
 log = logging.getLogger("interlock.control")
 
 HEARTBEAT_S = 0.25
@@ -281,6 +284,8 @@ async def _run(args: ProcessArgs, context: Context, app: AppFile, block: Block) 
 def main(argument: str) -> int:
     """The process; returns its exit code."""
     os.umask(0o077)
+    # Where cores are few, answers go before releases, metrics and the registry's work.
+    os.nice(NICE)
     args = decode_args(argument)
     config = args.config
     logs.set_up(args.process, config.log_level, secrets=[read_token(config.home) or ""])

@@ -1,0 +1,127 @@
+"""Owns the life of an executor process: one version, no more. `executor.py` starts it."""
+
+import io
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from interlock.app import logs
+from interlock.app.gently import gently
+from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
+from interlock.core.letters import decode_desired, executor_socket
+from interlock.core.model import Version, artifact_path, digest_of
+from interlock.core.settings import ProcessArgs, decode_args, run_folder
+from interlock.runtime.catalog import runtime_of
+from interlock.runtime.protocol import Loaded, Runtime
+from interlock.serving.block import Block
+from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up
+
+REFUSE_S = 2.0
+"""How long an executor that could not load its version tells workers why, before it ends."""
+
+_log = logging.getLogger(__name__)
+
+
+def main(args: ProcessArgs) -> int:
+    """Serve the version until SIGTERM or until the supervisor is gone; returns the exit code."""
+    version = _version(args)
+    path = executor_socket(args.config.home, version)
+    block = Block.create(run_folder(args.config.home), args.process, args.incarnation, rows=1, most_rows=1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel's timer against hangs must be able to kill
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Workers may connect from now on, and wait for the load without asking again and again.
+    listener = listen(path)
+    host = Host(listener, version, block, args.lifeline_fd)
+    try:
+        return _serve(args, version, host, block, listener)
+    finally:
+        block.close()
+
+
+def _serve(args: ProcessArgs, version: Version, host: Host, block: Block, listener: socket.socket) -> int:
+    reason = reason_path(executor_socket(args.config.home, version))
+    _limit_memory(version.memory_limit_bytes or args.config.executor_memory_bytes)
+    try:
+        loaded = _load(args, version, block)
+    except BaseException as error:  # whatever a model's own code raises while it is loaded
+        why = _why(error)
+        _log.error("load failed", extra=logs.fields(version=version.key, reason=why), exc_info=error)
+        with suppress(OSError):  # a full disk: workers are told, the log has it
+            reason.write_text(why)
+        block.idle()
+        host.refuse(why, REFUSE_S)
+        return EXIT_LOAD_FAILED
+    reason.unlink(missing_ok=True)
+    block.idle()
+    # Until here SIGTERM ends the process at once: there was nothing to finish.
+    signal.signal(signal.SIGTERM, host.leave)
+    _log.info("ready", extra=logs.fields(version=version.key))
+    host.serve(loaded)
+    listener.close()
+    return 0
+
+
+def _version(args: ProcessArgs) -> Version:
+    path = run_folder(args.config.home) / "supervisor.desired.json"
+    for model in decode_desired(path.read_bytes()).models:
+        for version in model.versions:
+            if version.key == args.version_key:
+                return version
+    raise LoadFailed(f"{args.version_key} is not in {path.name}: nothing to execute")
+
+
+def _load(args: ProcessArgs, version: Version, block: Block) -> Loaded:
+    block.loading(version.key)
+    folder = artifact_path(args.config.home, version.digest)
+    found = gently(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
+    if found != version.digest:
+        raise DigestMismatch(f"artifact of {version.key}: {found}, registered as {version.digest}")
+    # Code of a model's author may want the main thread (to set signal handlers, say); data does not care.
+    runtime = gently(lambda: runtime_of(version.runtime))
+    if version.runtime == "onnx":
+        return gently(lambda: _warm(runtime, folder, version))
+    return _warm(runtime, folder, version)
+
+
+def _warm(runtime: Runtime, folder: Path, version: Version) -> Loaded:
+    loaded = runtime.load(folder, version)
+    warm_up(loaded, version)
+    return loaded
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, InterlockError):
+        return error.message[:2000]
+    if isinstance(error, MemoryError):
+        return f"no memory while loading: {error}"
+    return f"{type(error).__name__} while loading: {str(error)[:1000]}"
+
+
+def _limit_memory(most_bytes: int) -> None:
+    # Private writable memory: what the model allocates counts, what is shared with workers does not.
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = most_bytes if hard == resource.RLIM_INFINITY else min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def run() -> None:
+    """The process: what the model prints goes to the log, line by line, and cannot break anything else."""
+    args = decode_args(sys.argv[1])
+    logs.set_up(args.process, args.config.log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # an exit that nobody planned loses no line
+    # Bytecode beside a model's source would be in the artifact folder, and change its digest.
+    sys.dont_write_bytecode = True
+    supervisor = os.getppid()
+    code = main(args)
+    if os.getppid() != supervisor and os.getpgrp() == os.getpid():
+        # Nobody is left to end what the model's code has started.
+        os.killpg(0, signal.SIGKILL)
+    # A model's own threads and exit handlers cannot hold up the exit: memory comes back now.
+    os._exit(code)
