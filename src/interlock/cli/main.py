@@ -4,6 +4,7 @@ A command's module is imported when the command runs, so that `interlock --help`
 Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 130 interrupted.
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -105,6 +106,7 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """The entry point `interlock`."""
+    os.umask(0o077)  # what it writes, and what the processes that it starts write, is for this user alone
     cli(prog_name="interlock")
 
 

@@ -114,8 +114,8 @@ def register_model(
     """Register a fitted model from Python: `interlock.register("iris", model, X, y)`.
 
     `X` are reference rows ([rows, columns], or a dict of input name to array), which the model is checked and
-    converted with; `y` their answers. `home` defaults to INTERLOCK_HOME. `progress` is told each step in words;
-    by default they go to standard error where that is a terminal. Further options are `register`'s.
+    converted with; `y` their answers. `home` defaults to INTERLOCK_HOME. `progress` is told each step, in
+    words; by default they go to standard error where that is a terminal. Further options are `register`'s.
     Raises: as `register` does.
     """
     rows = None if X is None else data_of.of(X, y)

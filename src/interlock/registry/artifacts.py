@@ -99,11 +99,11 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """All bytes on the disk, and files read-only."""
+    """All bytes on the disk, files read-only, and nothing for other users."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file():
-            path.chmod(stat.S_IRUSR | stat.S_IRGRP)
+        path.chmod(stat.S_IRWXU if path.is_dir() else stat.S_IRUSR)
         _sync(path)
+    folder.chmod(stat.S_IRWXU)
     os.utime(folder)
     _sync(folder)
 

@@ -1,7 +1,8 @@
 """Owns the ledger's database file: connections, what a transaction is, and errors with a remedy."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ class Database:
 
     def __init__(self, path: Path, busy_timeout_s: float) -> None:
         self.path = path
+        make_private(path)
         self._engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": busy_timeout_s})
         sa.event.listen(self._engine, "connect", _prepare)
         sa.event.listen(self._engine, "begin", _begin)
@@ -45,6 +47,16 @@ class Database:
             raise LedgerError(f"the ledger {self.path}: {error.orig}; {_remedy(str(error.orig))}") from error
         except exc.SQLAlchemyError as error:
             raise LedgerError(f"the ledger {self.path}: {error}") from error
+
+
+def make_private(path: Path) -> None:
+    """Make a new database's file, empty, for this user alone; SQLite gives its companions the same rights.
+
+    One that exists is not touched: opening and closing it here would drop the locks that others in this
+    process hold on it.
+    """
+    with suppress(OSError):  # FileExistsError; the others SQLite runs into as well, and they are told there
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _prepare(dbapi: Any, _record: Any) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from interlock.core.errors import InterlockError, ModelNotFound, RegistryError, VersionNotFound
 from interlock.core.model import Signature
 from interlock.registry import mlmodel
+from interlock.registry.database import make_private
 
 EXPERIMENT = "interlock"
 
@@ -50,6 +51,8 @@ class Registry:
         with self._translated():
             with _quiet():
                 from mlflow import MlflowClient
+            if self.is_default:
+                make_private(self.home / "mlflow.db")
             with _quiet():  # anew: the import has set MLflow's own log level
                 client = MlflowClient(self.tracking_uri, self.tracking_uri)
                 client.search_registered_models(max_results=1)  # makes a new store's tables, and says so
@@ -160,6 +163,7 @@ class Registry:
                     files, runtime, entry, signature, options, logged.model_id, run.info.run_id
                 ) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
+                self._hide_artifacts(str(logged.artifact_location))
                 self.client.finalize_logged_model(logged.model_id, "READY")
                 is_new = self._ensure_model(model)
                 if is_new:
@@ -209,7 +213,11 @@ class Registry:
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return str(found.experiment_id)
-        location = f"file://{self.home.absolute() / 'mlartifacts'}" if self._keeps_artifacts else None
+        location = None
+        if self._keeps_artifacts:
+            folder = self.home.absolute() / "mlartifacts"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            location = f"file://{folder}"
         try:
             return str(self.client.create_experiment(EXPERIMENT, artifact_location=location))
         except Exception:
@@ -222,6 +230,16 @@ class Registry:
     def _keeps_artifacts(self) -> bool:
         """A server says where artifacts go; a bare SQL store would put them in the current folder."""
         return not self.tracking_uri.startswith(("http://", "https://"))
+
+    def _hide_artifacts(self, location: str) -> None:
+        """Take the rights of other users off what MLflow has written below the home folder."""
+        root = self.home.absolute() / "mlartifacts"
+        folder = Path(location.removeprefix("file://"))
+        if not folder.is_relative_to(root):
+            return  # a store of the user's own
+        above = [path for path in folder.parents if path.is_relative_to(root)]
+        for path in (*above, folder, *folder.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
 
     def _ensure_model(self, model: str) -> bool:
         from mlflow.exceptions import MlflowException

@@ -92,6 +92,7 @@ def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -
             stderr=stderr,
             env=environment,
             start_new_session=True,
+            umask=0o077,
         )
         try:
             verdict = _watch(child, time.monotonic() + time_s, memory_bytes)
