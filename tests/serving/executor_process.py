@@ -14,6 +14,7 @@ import numpy as np
 from interlock.core.errors import InterlockError
 from interlock.core.letters import Desired, ModelDesired, encode, executor_socket
 from interlock.core.model import (
+    Capabilities,
     Model,
     Placement,
     Signature,
@@ -81,7 +82,14 @@ SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP
 class Executor:
     """One version's executor process, startable again and again, and the block of its last incarnation."""
 
-    def __init__(self, home: Path, source: str = MODEL, memory_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        source: str = MODEL,
+        memory_limit_bytes: int | None = None,
+        signature: Signature = SIGNATURE,
+        capabilities: Capabilities = Capabilities(),  # noqa: B008
+    ) -> None:
         self.home = home
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -91,7 +99,7 @@ class Executor:
             target.mkdir(parents=True)
             (target / "model.py").write_text(source)
         self.version = Version(
-            "m", "1", digest, "python", "model.py:Model", SIGNATURE,
+            "m", "1", digest, "python", "model.py:Model", signature, capabilities,
             placement=Placement.EXECUTOR, memory_limit_bytes=memory_limit_bytes,
         )  # fmt: skip
         self.run = run_folder(home)
