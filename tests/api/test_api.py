@@ -166,6 +166,15 @@ def test_metrics_are_text(api: Served) -> None:
     assert api.ask("GET", "/metrics") == (200, b"up 1\n")
 
 
+def test_the_root_points_to_what_there_is(api: Served) -> None:
+    status, pointer = api.ask("GET", "/")
+    assert (status, pointer["name"]) == (200, "interlock")
+    for name in ("openapi", "status", "metrics", "ready"):
+        assert api.ask("GET", pointer[name])[0] == 200, name
+    status, page = api.ask("GET", "/", headers={"accept": "text/html,*/*;q=0.8"})
+    assert status == 200 and b'<a href="/metrics">' in page and pointer["inference"].encode() in page
+
+
 def test_every_answer_has_a_described_schema(api: Served) -> None:
     _, document = api.ask("GET", "/api/openapi.json")
     schemas = document["components"]["schemas"]
@@ -177,13 +186,14 @@ def test_every_answer_has_a_described_schema(api: Served) -> None:
             for status, answer in operation["responses"].items():
                 content = answer.get("content", {})
                 assert content or status == "204", (path, status)
-    assert operations == 14
+    assert operations == 15
     for name in _references(document):
         assert name in schemas, name
     assert schemas["ModelSummary"]["properties"]["live"]
 
 
 def test_the_reference_lists_every_path(api: Served, repository: Path) -> None:
+    assert (repository / api.ask("GET", "/")[1]["docs"]).is_file()
     _, document = api.ask("GET", "/api/openapi.json")
     page = (repository / "docs/reference/admin-api.md").read_text()
     rows = {line for line in page.splitlines() if line.startswith("| `")}

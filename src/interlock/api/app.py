@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Annotated, Any
 
 import msgspec
@@ -71,6 +72,19 @@ class Health(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Pointer(msgspec.Struct, frozen=True):
+    """Where things are: paths of this port; another port's URL (`inference`); a file here (`docs`)."""
+
+    name: str
+    version: str
+    inference: str
+    openapi: str = "/api/openapi.json"
+    status: str = "/api/status"
+    metrics: str = "/metrics"
+    ready: str = "/health/ready"
+    docs: str = "docs/reference/admin-api.md"
+
+
 Name = Annotated[str, Path(description="The model's name.", max_length=128, examples=["iris"])]
 Limit = Annotated[int, Query(ge=1, le=status.MAX_EVENTS, description="The most rows to answer with.")]
 OfModel = Annotated[str | None, Query(max_length=128, description="Only of this model.")]
@@ -123,7 +137,7 @@ def _app(deps: AdminDeps) -> FastAPI:
 
     def describe() -> dict[str, Any]:
         if not described:
-            described.append(schema.describe(app, (*kinds, ReleaseRequest, Health)))
+            described.append(schema.describe(app, (*kinds, ReleaseRequest, Health, Pointer)))
         return described[0]
 
     app.openapi = describe  # type: ignore[method-assign]
@@ -255,6 +269,14 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
 
 
 def _probes(app: FastAPI, deps: AdminDeps) -> None:
+    @app.get("/", responses=schema.returns(Pointer), tags=["node"])
+    async def get_root(request: Request) -> Response:
+        """Where things are; a page of links for a browser."""
+        pointer = Pointer("interlock", __version__, deps.node_status().http_url)
+        if "text/html" not in request.headers.get("accept", ""):
+            return _json(pointer)
+        return Response(_page(pointer), media_type="text/html; charset=utf-8")
+
     @app.get("/health/live", responses=schema.returns(Health), tags=["node"])
     async def get_live() -> Response:
         """200 while this process answers."""
@@ -276,6 +298,16 @@ def _probes(app: FastAPI, deps: AdminDeps) -> None:
     def get_metrics() -> Response:
         """The node's metrics: docs/reference/metrics.md."""
         return Response(deps.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _page(pointer: Pointer) -> str:
+    paths = (pointer.status, pointer.ready, pointer.metrics, pointer.openapi)
+    links = "".join(f'<li><a href="{path}">{path}</a></li>' for path in paths)
+    return (
+        f"<!doctype html><title>Interlock</title><h1>Interlock {pointer.version}</h1>"
+        f"<p>The admin API of a node. It answers V2 inference at {escape(pointer.inference)}.</p>"
+        f"<ul>{links}</ul><p>Described in {pointer.docs} of the source.</p>"
+    )
 
 
 def _selector(body: bytes) -> str | None:
