@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,16 @@ def test_from_python(interlock_home: Path) -> None:
     assert "\n" not in shown and len(shown) < 250
     assert done.version.runtime == "onnx"
     assert oct(interlock_home.stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_model_fitted_on_a_data_frame_registers_without_a_warning(ctx: Context) -> None:
+    frame = load_iris(as_frame=True).data
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        register_model("iris", LogisticRegression(max_iter=500).fit(frame, Y), frame, Y, home=ctx.home)
+    assert [str(warning.message) for warning in seen if "feature names" in str(warning.message)] == []
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

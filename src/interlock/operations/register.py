@@ -6,6 +6,7 @@ like one that plain MLflow code registered.
 """
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def register(
     conversion = None
     if given.estimator is not None:
         progress("comparing it with its conversion to ONNX")
-        given, options, conversion = _prepare_estimator(given, rows)
+        with warnings.catch_warnings():
+            # An estimator fitted on a DataFrame says so at each of some hundred calls with an array.
+            warnings.filterwarnings("ignore", message="X does not have valid feature names")
+            given, options, conversion = _prepare_estimator(given, rows)
         progress(conversion.reason)
     made: dict[str, Any] = {}
     digest = artifacts.add_made(ctx.home, lambda folder: made.update(_fill(given, folder)))
