@@ -203,6 +203,12 @@ def test_a_name_that_is_nearly_right_is_suggested(ctx: Context) -> None:
         assert "did you mean" not in run("rollback", "weather").stderr
 
 
+def test_the_hint_names_the_model_that_was_asked_about(ctx: Context) -> None:
+    register_in_mlflow(ctx, "iris", 3)
+    done = run("release", "iris", "9", "--now")
+    assert done.exit_code == 1 and "hint: list the versions with: interlock versions iris\n" in done.stderr
+
+
 def test_debug_shows_the_traceback(ctx: Context) -> None:
     done = run("--debug", "rollback", "rose")
     assert type(done.exception).__name__ == "ModelNotFound"
