@@ -29,13 +29,16 @@ class Answer:
     """Encodes the outputs that a request asked for. `names` are those, in the signature's order; None for
     all of them."""
 
-    __slots__ = ("_head", "_is_json", "_outputs", "names")
+    __slots__ = ("_head", "_is_json", "_outputs", "_row_shapes", "_row_template", "names")
 
     def __init__(self, head: bytes, outputs: "list[Output]", names: tuple[str, ...] | None) -> None:
         self._head = head
         self._outputs = outputs
         self._is_json = not any(output.is_binary for output in outputs)
         self.names = names
+        # One row of each output, ready for its values; good for the shapes of the last batch.
+        self._row_shapes: list[tuple[int, ...]] | None = None
+        self._row_template = b""
 
     def answer(
         self, response: Response, client_id: str | None
@@ -56,19 +59,22 @@ class Answer:
 
     def _encode_rows(self, tensors: Tensors) -> list[bytes]:
         """Each row of a batch as an answer of its own, but for the end."""
-        template = self._head.replace(b"%", b"%%")
         columns: list[list[bytes]] = []
+        shapes: list[tuple[int, ...]] = []
         for output in self._outputs:
             array = tensors.get(output.name)
             if array is None:
                 raise OutputMismatch(f"output '{output.name}' is missing; the model gave {sorted(tensors)}")
             if array.dtype is not output.dtype:
                 output.check(array)
-            shape = (1, *array.shape[1:])
-            opening = output.opening.get(shape) or output.open(shape)
-            template += opening.replace(b"%", b"%%") + b"[%b]},"
+            shapes.append(array.shape[1:])
             columns.append(output.rows_json(array))
-        template = template[:-1]
+        if shapes != self._row_shapes:
+            self._row_shapes = shapes
+            openings = [output.open((1, *shape)) for output, shape in zip(self._outputs, shapes, strict=True)]
+            text = b"".join(opening.replace(b"%", b"%%") + b"[%b]}," for opening in openings)
+            self._row_template = self._head.replace(b"%", b"%%") + text[:-1]
+        template = self._row_template
         return [template % values for values in zip(*columns, strict=True)]
 
     def encode(
