@@ -51,6 +51,16 @@ def test_what_is_found(tmp_path: Path) -> None:
     assert found["plain Python"].capabilities.thread_safe
 
 
+def test_a_model_without_a_signature_is_told_what_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "class Total:\n    def predict(self, inputs):\n        return {'y': inputs['x'].sum(axis=1)}\n"
+    )
+    version = models.version("python", "model.py:Total")
+    with pytest.raises(LoadFailed, match=r"KeyError: 'x'; it was given 'input' \[5, 2\]"):
+        check(tmp_path, version, {"*": np.ones((5, 2))})
+    assert check(tmp_path, version, {"x": np.ones((5, 2))}).failures == ()
+
+
 FIXED_BUT_CALLED_BATCHED = """
 from interlock.core.model import Signature, TensorSpec
 

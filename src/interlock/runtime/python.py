@@ -170,8 +170,11 @@ class Python:
             answer = PythonModel(instance, Signature((), ())).predict(example)
         except Exception as error:
             method = "stream" if _streams(type(instance)) else "predict"
+            given = ", ".join(f"{name!r} {list(array.shape)}" for name, array in example.items())
             raise LoadFailed(
-                f"{version.entry}: {method} raised on the reference data: {type(error).__name__}: {error}"
+                f"{version.entry}: {method} raised on the reference data: {type(error).__name__}: {error}; "
+                f"it was given {given} (a table is one input, 'input'): declare a `signature`, or give an "
+                ".npz with one array an input"
             ) from error
         rows = len(next(iter(example.values())))
         batched = bool(answer) and all(array.ndim and len(array) == rows for array in answer.values())
