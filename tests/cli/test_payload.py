@@ -33,6 +33,7 @@ def test_rows_records_and_csv_mean_the_same(data: Any) -> None:
 def test_one_row_alone_is_one_row() -> None:
     assert tensors(ROWS[0], IRIS) == {"x": ([1, 4], ROWS[0])}
     assert tensors([1.0, 2.0], FLAT) == {"x": ([2], [1.0, 2.0])}
+    assert tensors([["x"], ["1.0"], ["2.0"]], FLAT) == {"x": ([2], [1.0, 2.0])}  # a table of one column
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def _tensor(spec: Spec, values: Any) -> dict[str, Any]:
             shape = [*shape, 1]  # a plain list for a column
         elif spec.shape[0] in (-1, 1):
             shape = [1, *shape]  # one row, given alone
+    elif len(shape) == rank + 1 and shape[-1] == 1:
+        shape = shape[:-1]  # a table of one column for a plain list
     return {
         "name": spec.name,
         "datatype": spec.datatype,
