@@ -61,6 +61,18 @@ def test_a_model_without_a_signature_is_told_what_it_was_given(tmp_path: Path) -
     assert check(tmp_path, version, {"x": np.ones((5, 2))}).failures == ()
 
 
+@pytest.mark.parametrize(
+    ("body", "hinted"), [("{'y': inputs['x'].astype('float64')}", False), ("{'y': inputs['z']}", True)]
+)
+def test_made_up_rows_are_blamed_only_for_what_rows_can_do(body: str, hinted: bool, tmp_path: Path) -> None:
+    signature = "{'inputs': {'x': ('FP32', [-1])}, 'outputs': {'y': ('FP32', [-1])}}"
+    (tmp_path / "model.py").write_text(
+        f"class M:\n    signature = {signature}\n    def predict(self, inputs):\n        return {body}\n"
+    )
+    (failure,) = check(tmp_path, models.version("python", "model.py:M")).failures
+    assert ("the rows were generated" in failure.detail) is hinted
+
+
 FIXED_BUT_CALLED_BATCHED = """
 from interlock.core.model import Signature, TensorSpec
 
