@@ -95,7 +95,7 @@ def _folder(path: Path) -> Given:
         return Given("python", entry, fill=lambda folder: _copy(path, folder))
     raise UnknownFormat(
         f"folder {path.name} has {len(graphs)} .onnx files and {len(models)} .py files with a class that has "
-        "predict(inputs): want exactly one"
+        "predict(inputs) or stream(inputs): want exactly one"
     )
 
 
@@ -125,7 +125,8 @@ def _only_class(path: Path) -> str:
     names = _classes(path)
     if len(names) != 1:
         raise UnknownFormat(
-            f"{path.name} has {len(names)} classes with a predict method {names}: name one, {path.name}:Class"
+            f"{path.name} has {len(names)} classes with a predict or stream method {names}: name one,"
+            f" {path.name}:Class"
         )
     return names[0]
 
@@ -140,5 +141,7 @@ def _classes(path: Path) -> list[str]:
         node.name
         for node in tree.body
         if isinstance(node, ast.ClassDef)
-        and any(isinstance(item, ast.FunctionDef) and item.name == "predict" for item in node.body)
+        and any(
+            isinstance(item, ast.FunctionDef) and item.name in ("predict", "stream") for item in node.body
+        )
     ]
