@@ -260,7 +260,7 @@ async def test_a_part_that_is_no_tensor_fails_the_stream(rig: Rig) -> None:
 
 async def test_a_generator_that_raises_when_it_is_closed_hurts_nobody(rig: Rig) -> None:
     sink = rig.ask(10_000, 0.005, RAISE_ON_CLOSE)
-    await until(lambda: len(sink.parts) == 3)
+    await until(lambda: len(sink.parts) >= 3)
     assert sink.call is not None
     sink.call.cancel()
     assert (await rig.ended(5)).numbers == list(range(5))
