@@ -64,7 +64,16 @@ def _serve(args: ProcessArgs, version: Version, host: Host, block: Block, listen
     _log.info("ready", extra=logs.fields(version=version.key))
     host.serve(loaded)
     listener.close()
+    if host.is_orphaned:
+        # Not by the parent's pid: its end of the lifeline closes a moment before we get another parent.
+        _end_family()
     return 0
+
+
+def _end_family() -> None:
+    """Nobody is left to end what the model's code has started; this process ends with it."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def _version(args: ProcessArgs) -> Version:
@@ -118,10 +127,6 @@ def run() -> None:
         sys.stdout.reconfigure(line_buffering=True)  # an exit that nobody planned loses no line
     # Bytecode beside a model's source would be in the artifact folder, and change its digest.
     sys.dont_write_bytecode = True
-    supervisor = os.getppid()
     code = main(args)
-    if os.getppid() != supervisor and os.getpgrp() == os.getpid():
-        # Nobody is left to end what the model's code has started.
-        os.killpg(0, signal.SIGKILL)
     # A model's own threads and exit handlers cannot hold up the exit: memory comes back now.
     os._exit(code)

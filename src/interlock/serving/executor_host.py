@@ -159,6 +159,11 @@ class Host:
         # A child that the model forks must not keep the connections open when this process dies.
         os.register_at_fork(after_in_child=self._close_sockets)
 
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the supervisor is gone."""
+        return self._watch.orphaned
+
     def leave(self, *_: object) -> None:
         """Finish the running batch and return from `serve`. A signal handler may call this."""
         self._leaving = True
