@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,10 @@ def open_umask() -> Iterator[None]:
 
 
 def open_to_others(home: Path) -> list[str]:
-    modes = {path: path.lstat().st_mode for path in (home, *home.rglob("*"))}
+    modes: dict[Path, int] = {}
+    for path in (home, *home.rglob("*")):
+        with suppress(FileNotFoundError):  # the node writes on meanwhile: hidden parts come and go
+            modes[path] = path.lstat().st_mode
     return [f"{stat.filemode(mode)} {path}" for path, mode in modes.items() if stat.S_IMODE(mode) & 0o077]
 
 
