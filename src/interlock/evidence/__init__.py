@@ -1,0 +1,1 @@
+"""Evidence that stays valid however often one looks: e-processes and confidence sequences, pure maths."""
