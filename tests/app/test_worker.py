@@ -90,7 +90,9 @@ def test_it_serves_what_is_whole_and_says_what_is_not(alone: Alone) -> None:
     assert time.monotonic() - began_s < FIRST_LOAD_S, "and not for what cannot be loaded"
     status, message = alone.ask("harmed")
     assert status == 503 and "has digest sha256:" in message
-    assert alone.call("GET", "/v2/health/ready")[0] != 200, "one model of its Desired is not answered"
+    assert alone.call("GET", "/v2/health/ready")[0] == 200, "a load balancer must not leave the good one"
+    assert alone.call("GET", "/v2/models/good/ready")[0] == 200
+    assert alone.call("GET", "/v2/models/harmed/ready")[0] == 503
     _, index = alone.call("POST", "/v2/repository/index", {})
     assert {(one["name"], one["state"]) for one in index} == {("good", "READY"), ("harmed", "UNAVAILABLE")}
 

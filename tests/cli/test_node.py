@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper, save
 
+from interlock.core.model import artifact_path
 from interlock.operations.discovery import is_locked
+from interlock.registry.ledger import Ledger
+from interlock.registry.rows import ReleaseState
 from interlock.serving.counters import block_files, owner_is_dead
-from tests.app.nodes import until
+from tests.app.nodes import put_onnx, until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
@@ -217,6 +220,33 @@ class Halves:
         words = np.array([word + bytes([255]) for word in words], object)
         return {"y": inputs["x"] / np.float16(2), "bytes": words}
 """
+
+
+def test_one_model_that_cannot_be_loaded_keeps_nobody_else_from_a_start(home: Path) -> None:
+    harmed = put_onnx(home, "harmed", "1", 2.0)
+    put_onnx(home, "well", "1", 3.0)
+    ledger = Ledger(home / "ledger.db")
+    for name in ("harmed", "well"):
+        row = ledger.request_release(name, "1", "now", 1.0)
+        for state in (ReleaseState.PREPARING, ReleaseState.SWITCHING, ReleaseState.DONE):
+            ledger.advance(row.id, state, time_s=1.0)
+    ledger.close()
+    with (artifact_path(home, harmed.digest) / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    began = run("up", "--detach", *ANY_PORTS, "--json", "--timeout", "30")
+    assert began.returncode == 0, began.stderr
+    assert "not answered: harmed version 1 failed: artifact of harmed/1" in began.stderr
+    assert good("predict", "well", "--data", "[[1, 2]]").split() == ["Y", "[3.0,", "6.0]"]
+    said = good("status")
+    assert "ready, but not all that is live is answered" in said
+    assert "not answered: harmed version 1 failed: artifact of harmed/1" in said and "(worker-0)" in said
+    url = json.loads(began.stdout)["http_url"]
+    for path, status in (("/v2/health/ready", 200), ("/v2/models/harmed/ready", 503)):
+        try:
+            assert urllib.request.urlopen(url + path, timeout=10).status == status
+        except urllib.error.HTTPError as error:
+            assert error.code == status
+            error.close()
 
 
 def test_the_longest_name_in_four_byte_letters_goes_all_the_way(home: Path, tmp_path: Path) -> None:

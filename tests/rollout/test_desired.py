@@ -85,12 +85,20 @@ def _one(live: ReleaseRow | None, open_release: ReleaseRow | None) -> ModelDesir
 
 def test_what_each_state_of_a_first_release_asks_for() -> None:
     assert _one(None, None) is None
-    assert _one(None, release(8, "a", "2", ReleaseState.REQUESTED)) is None
-    preparing = _one(None, release(8, "a", "2", ReleaseState.PREPARING))
-    assert preparing is not None and preparing.route is None and preparing.releases == {"2": 8}
+    for state in (ReleaseState.REQUESTED, ReleaseState.PREPARING):
+        preparing = _one(None, release(8, "a", "2", state))
+        assert preparing is not None and preparing.route is None and preparing.releases == {"2": 8}
     switching = _one(None, release(8, "a", "2", ReleaseState.SWITCHING))
     assert switching is not None and switching.route is not None
     assert (switching.route.release, switching.route.salt) == (8, "a:8")
+
+
+def test_a_later_release_is_prepared_when_it_has_begun() -> None:
+    live = release(4, "a", "1", ReleaseState.DONE)
+    asked = _one(live, release(8, "a", "2", ReleaseState.REQUESTED))
+    assert asked is not None and asked.releases == {"1": 4}
+    begun = _one(live, release(8, "a", "2", ReleaseState.PREPARING))
+    assert begun is not None and begun.releases == {"1": 4, "2": 8}
 
 
 def test_a_live_version_that_is_released_again_is_loaded_once_under_the_newer_release() -> None:

@@ -17,8 +17,8 @@ from interlock.serving.versions import (
     Revive,
     Swap,
     Unload,
-    answers,
     carried_out,
+    is_ready,
     plan,
 )
 from tests.serving.fakes import a_version
@@ -109,13 +109,48 @@ def test_what_is_under_way_is_waited_for() -> None:
     assert plan((), 1, held((ONE, DRAINING)), {}, frozenset()) == [Unload(ONE.key)]
 
 
-def test_ready_means_that_every_routed_model_is_answered() -> None:
+B = a_version("b", "1")
+B_TO_ONE = single("1", 4)
+
+
+def ready(
+    desired: tuple[ModelDesired, ...],
+    have: dict[str, Held],
+    given_up: tuple[Version, ...] = (),
+    was_ready: bool = False,
+    **routes: Route,
+) -> bool:
+    return is_ready(desired, have, routes, frozenset(version.key for version in given_up), was_ready)
+
+
+def test_ready_means_that_every_live_model_is_answered() -> None:
     desired = (wanted(ONE, TWO, route=TO_TWO),)
-    assert answers(desired, held((ONE, READY), (TWO, LOADING)), {"a": TO_ONE})
-    assert not answers(desired, held((ONE, LOADING)), {})
-    assert not answers(desired, held((ONE, FAILED)), {"a": TO_ONE})
-    assert answers(desired, held((ONE, DRAINING), (ANEW, READY)), {"a": TO_ONE})
-    assert answers((wanted(ONE),), held(), {}), "nothing is to be answered yet"
+    assert ready(desired, held((ONE, READY), (TWO, LOADING)), a=TO_ONE)
+    assert ready(desired, held((ONE, DRAINING), (ANEW, READY)), a=TO_ONE)
+    for was_ready in (False, True):
+        assert not ready(desired, held((ONE, LOADING)), was_ready=was_ready)
+        assert not ready(desired, held((TWO, LOADING), (ONE, FAILED)), was_ready=was_ready)
+        assert not ready((wanted(ONE, route=TO_ONE),), held(), was_ready=was_ready)
+    assert ready((), held()), "nothing is to be answered"
+
+
+@pytest.mark.parametrize("state", [FAILED, QUARANTINED])
+def test_a_version_that_was_given_up_takes_no_other_model_with_it(state: VersionState) -> None:
+    both = (wanted(ONE, route=TO_ONE), wanted(B, route=B_TO_ONE))
+    assert ready(both, held((ONE, state), (B, READY)), b=B_TO_ONE)
+    assert ready(both, held((ONE, state), (B, READY)), was_ready=True, a=TO_ONE, b=B_TO_ONE)
+    assert ready(both, held((B, READY)), given_up=(ONE,), b=B_TO_ONE), "never loaded here"
+    assert not ready(both, held((ONE, state), (B, LOADING))), "the other is still on its way"
+    assert not ready(both[:1], held((ONE, state)), was_ready=True, a=TO_ONE), "nothing else is answered"
+    assert not ready(both[:1], held(), given_up=(ONE,))
+
+
+def test_a_first_release_is_waited_for_until_a_worker_was_ready_once() -> None:
+    first = wanted(ONE)
+    for have in (held(), held((ONE, LOADING)), held((ONE, READY))):
+        assert not ready((first,), have) and ready((first,), have, was_ready=True)
+    assert not ready((first, wanted(B, route=B_TO_ONE)), held((B, READY)), b=B_TO_ONE)
+    assert ready((first,), held((ONE, FAILED))), "it will never come"
 
 
 MODELS = ("a", "b")
@@ -287,7 +322,7 @@ class PolicyMachine(RuleBasedStateMachine):
             if key in wanted or (have.version.model, have.version.number) not in named
         }
         assert carried_out(tuple(kept.values()), left, self.routes)
-        assert answers(self.desired, self.held, self.routes)
+        assert is_ready(self.desired, self.held, self.routes, frozenset(), was_ready=True)
 
 
 TestPolicyMachine = PolicyMachine.TestCase

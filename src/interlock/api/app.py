@@ -284,7 +284,7 @@ def _probes(app: FastAPI, deps: AdminDeps) -> None:
 
     @app.get("/health/ready", responses=schema.returns(Health), tags=["node"])
     async def get_ready() -> Response:
-        """200 while every worker answers with all that it should; else 503 with the reason."""
+        """200 while every worker is ready; else 503 with the reason."""
         reason = why_not_ready(deps.node_status())
         if reason:
             return problem(NotReady(f"the node is not ready: {reason}"))

@@ -18,11 +18,12 @@ from interlock.cli.control import AdminControl
 from interlock.cli.main import Failure
 from interlock.core.appfile import app_file, node_config
 from interlock.core.errors import ConfigError, InterlockError, NodeUnreachable
+from interlock.core.letters import VersionState
 from interlock.core.settings import NodeConfig, run_folder
 from interlock.operations.access import check_access
 from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
 from interlock.operations.settings_file import read_app_file
-from interlock.operations.status import Status, is_worker
+from interlock.operations.status import Status, given_up, is_worker
 
 POLL_S = 0.05
 LOOK_S = 2.0
@@ -161,8 +162,9 @@ def _wait_ready(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: f
     while time.monotonic() < until_s:
         if child.poll() is not None:
             raise Failure(f"the node ended with code {child.returncode}; {log} ends with:\n{_tail(log)}")
-        node, reason = _look(child, config.home)
+        node, reason, broken = _look(child, config.home)
         if node is not None and not reason:
+            _tell(broken)
             return node
         time.sleep(POLL_S)
     raise Failure(
@@ -183,8 +185,9 @@ def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float
     announced = False
     told_late = False
     while not announced and child.poll() is None:
-        node, reason = _look(child, config.home)
+        node, reason, broken = _look(child, config.home)
         if node is not None and not reason:
+            _tell(broken)
             _announce(config, node, config.home / "logs", as_json)
             announced = True
         elif not told_late and time.monotonic() > late_s:
@@ -201,19 +204,24 @@ def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float
     return 1
 
 
-def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, str]:
-    """The child's node file and why it is not ready; ("" when it is)."""
+def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, str, tuple[str, ...]]:
+    """The child's node file, why it is not ready ("" when it is), and what it will not answer."""
     try:
         node = read_node_file(home)
     except NodeUnreachable as error:
-        return None, error.message
+        return None, error.message, ()
     if node is None or node.pid != child.pid:
-        return None, "its ports are not open yet"
+        return None, "its ports are not open yet", ()
     try:
         found = AdminControl(node.admin_url, read_token(home), LOOK_S).status()
     except InterlockError as error:
-        return node, error.message
-    return node, found.not_ready or _under_way(found)
+        return node, error.message, ()
+    return node, found.not_ready or _under_way(found), given_up(found)
+
+
+def _tell(broken: tuple[str, ...]) -> None:
+    for line in broken:
+        show.say(f"not answered: {show.printable(line)}")
 
 
 def _under_way(found: Status) -> str:
@@ -221,8 +229,13 @@ def _under_way(found: Status) -> str:
     for row in found.open_releases:
         return f"release {row.id} of {row.model} (version {row.number}) is {row.state}"
     for process in found.node.processes if found.node is not None else ():
-        if is_worker(process) and found.node is not None and process.report.revision < found.node.revision:
-            return f"{process.report.process} is loading"
+        report = process.report
+        if not is_worker(process) or found.node is None:
+            continue
+        # What failed or is quarantined is waited for in vain, and others are served without it.
+        on_the_way = [v for v in report.versions if v.state in (VersionState.PENDING, VersionState.LOADING)]
+        if report.seen_revision < found.node.revision or on_the_way:
+            return f"{report.process} is loading"
     return ""
 
 

@@ -146,14 +146,16 @@ def quarantine(home: Path, url: str | None, as_json: bool) -> None:
 
 
 def _show_status(found: msgspec.Struct, home: Path) -> None:
-    from interlock.operations.status import Status
+    from interlock.operations.status import Status, given_up
 
     assert isinstance(found, Status)
     node = found.node
+    broken = given_up(found)
     if node is None:
         click.echo(f"no node runs in {home}; what follows is what it would serve")
     else:
-        click.echo(f"node {show.printable(node.node)}: {found.not_ready or 'ready'}")
+        how = found.not_ready or ("ready, but not all that is live is answered" if broken else "ready")
+        click.echo(f"node {show.printable(node.node)}: {how}")
         click.echo(
             f"  inference {node.http_url}   admin {node.admin_url}   started {show.ago(node.started_s)}"
         )
@@ -194,8 +196,12 @@ def _show_status(found: msgspec.Struct, home: Path) -> None:
         click.echo("no models yet; register one with: interlock register NAME ARTIFACT")
     for row in found.open_releases:
         click.echo(f"release {row.id}: {show.printable(row.model)} version {row.number} is {row.state}")
+    for line in broken:
+        click.echo(f"not answered: {show.printable(line)}")
+    told = "\n".join(broken)
     for entry in found.quarantined:
-        click.echo(f"quarantined: {show.printable(entry.version_key)}: {show.printable(entry.reason)}")
+        if entry.reason not in told:
+            click.echo(f"quarantined: {show.printable(entry.version_key)}: {show.printable(entry.reason)}")
 
 
 def _process_state(process: object) -> str:

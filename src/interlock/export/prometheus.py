@@ -43,7 +43,7 @@ _VERSION = ("model", "version")
 
 METRICS: tuple[Metric, ...] = (
     Metric("interlock_build_info", "gauge", ("version",), "Always 1; the label is Interlock's version."),
-    Metric("interlock_node_ready", "gauge", (), "1 while every worker answers with all that it should."),
+    Metric("interlock_node_ready", "gauge", (), "1 while every worker is ready."),
     Metric("interlock_node_start_time_seconds", "gauge", (), "When the node was started, Unix time."),
     Metric("interlock_desired_revision", "gauge", (), "Revision of the newest Desired."),
     Metric(

@@ -108,7 +108,7 @@ def status(ctx: Context, node: NodeStatus | None) -> Status:
 
 
 def why_not_ready(node: NodeStatus | None) -> str:
-    """Why a node as a whole does not answer with all that it should; "" when it does.
+    """Why a node as a whole is not ready: one of its workers is not, or is missing; "" when it is.
 
     >>> why_not_ready(NodeStatus("local", 2, "", "", 0.0, 0))
     'no worker of 2 has reported yet'
@@ -130,6 +130,20 @@ def why_not_ready(node: NodeStatus | None) -> str:
     if len(workers) < node.workers:
         return f"{len(workers)} of {node.workers} workers have reported"
     return ""
+
+
+def given_up(found: Status) -> tuple[str, ...]:
+    """A line for each live version that workers cannot answer and do not go on trying to load, with the
+    reason: a node is ready without it, for the sake of the others."""
+    live = {(model.name, model.live) for model in found.models}
+    where: dict[str, list[str]] = {}
+    for process in found.node.processes if found.node is not None else ():
+        for one in process.report.versions if process.up and is_worker(process) else ():
+            gone = one.state in (VersionState.FAILED, VersionState.QUARANTINED)
+            if gone and (one.model, one.number) in live:
+                line = f"{one.model} version {one.number} {one.state}: {one.reason or 'no reason given'}"
+                where.setdefault(line, []).append(process.report.process)
+    return tuple(f"{line} ({', '.join(processes)})" for line, processes in sorted(where.items()))
 
 
 def is_worker(process: ProcessStatus) -> bool:

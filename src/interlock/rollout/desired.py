@@ -23,7 +23,7 @@ class ModelRow(msgspec.Struct, frozen=True):
 
 
 def build_desired(node: str, revision: int, rows: Iterable[ModelRow]) -> Desired:
-    """The letter for a node, complete. A model with nothing live and nothing begun is not in it.
+    """The letter for a node, complete. A model with nothing live and nothing asked for is not in it.
 
     The order of rows does not matter: models stand by name, versions with the live one first.
     """
@@ -42,7 +42,10 @@ def build_desired(node: str, revision: int, rows: Iterable[ModelRow]) -> Desired
 
 
 def _model(row: ModelRow) -> ModelDesired | None:
-    begun = row.open if row.open is not None and row.open.state is not ReleaseState.REQUESTED else None
+    begun = row.open
+    # A first release is in the first letter already: a node that starts with it is not ready without it.
+    if begun is not None and begun.state is ReleaseState.REQUESTED and row.live is not None:
+        begun = None
     # Where the ledger has lost a version's record there is nothing to load; the others go on.
     named = [r for r in (row.live, begun) if r is not None and r.number in row.versions]
     if not named:

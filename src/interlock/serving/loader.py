@@ -33,8 +33,8 @@ from interlock.serving.versions import (
     Step,
     Swap,
     Unload,
-    answers,
     carried_out,
+    is_ready,
     plan,
 )
 
@@ -92,6 +92,7 @@ class Loader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
         self._loading_key = ""
+        self._was_ready = False
         self._poll: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -150,15 +151,16 @@ class Loader:
         desired = self._desired
         if desired is None:
             return
-        while steps := plan(
-            desired.models, desired.revision, self._held(), self._routes, frozenset(self._quarantined)
-        ):
+        given_up = frozenset(self._quarantined)
+        while steps := plan(desired.models, desired.revision, self._held(), self._routes, given_up):
             for step in steps:
                 self._take(step, desired)
         held = self._held()
         if carried_out(desired.models, held, self._routes):
             self.done_revision = desired.revision
-        self._infer.ready = not self._infer.leaving and answers(desired.models, held, self._routes)
+        ready = is_ready(desired.models, held, self._routes, given_up, self._was_ready)
+        self._infer.ready = ready and not self._infer.leaving
+        self._was_ready = self._was_ready or ready
         self._infer.update(
             {one.model.name: one.model for one in desired.models},
             self.statuses(),

@@ -128,19 +128,51 @@ def carried_out(desired: tuple[ModelDesired, ...], held: dict[str, Held], routes
     )
 
 
-def answers(desired: tuple[ModelDesired, ...], held: dict[str, Held], routes: dict[str, Route]) -> bool:
-    """Readiness: every model that is to be answered is, by versions in memory, whatever is being prepared."""
-    return all(
-        one.model.name in routes
-        and {arm.version for arm in routes[one.model.name].arms}
-        <= {
-            have.version.number
-            for have in held.values()
-            if have.version.model == one.model.name and have.state is VersionState.READY
-        }
-        for one in desired
-        if one.route is not None
-    )
+def is_ready(
+    desired: tuple[ModelDesired, ...],
+    held: dict[str, Held],
+    routes: dict[str, Route],
+    quarantined: frozenset[str],
+    was_ready: bool,
+) -> bool:
+    """Whether a worker may be sent requests: each model that is live is answered, or has been given up.
+
+    What is being prepared beside a version that answers does not matter. A version that failed or is
+    quarantined speaks for its own model alone (whose readiness says so): a load balancer that left this
+    worker for it would take the others' models away, on every node at once. Where nothing at all is
+    answered, nobody is served by coming here. A model that is released for the first time is waited for
+    until the worker `was_ready` once.
+    """
+    answered = given_up = 0
+    for one in desired:
+        if _answers(one.model.name, held, routes):
+            answered += 1
+        elif any(_is_given_up(version.key, held, quarantined) for version in _routed(one)):
+            given_up += one.route is not None
+        elif one.route is not None or not was_ready:
+            return False
+    return answered > 0 or given_up == 0
+
+
+def _answers(model: str, held: dict[str, Held], routes: dict[str, Route]) -> bool:
+    ready = {
+        have.version.number
+        for have in held.values()
+        if have.version.model == model and have.state is VersionState.READY
+    }
+    return model in routes and ready.issuperset(arm.version for arm in routes[model].arms)
+
+
+def _routed(one: ModelDesired) -> list[Version]:
+    """The versions that shall answer; all of them where none does yet."""
+    numbers = None if one.route is None else {arm.version for arm in one.route.arms}
+    return [version for version in one.versions if numbers is None or version.number in numbers]
+
+
+def _is_given_up(key: str, held: dict[str, Held], quarantined: frozenset[str]) -> bool:
+    have = held.get(key)
+    gone = (VersionState.FAILED, VersionState.QUARANTINED)
+    return key in quarantined or (have is not None and have.state in gone)
 
 
 def _ready(held: dict[str, Held], key: str, quarantined: frozenset[str]) -> bool:
