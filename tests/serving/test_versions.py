@@ -153,6 +153,18 @@ def test_a_first_release_is_waited_for_until_a_worker_was_ready_once() -> None:
     assert ready((first,), held((ONE, FAILED))), "it will never come"
 
 
+@pytest.mark.parametrize("state", [FAILED, QUARANTINED])
+def test_nothing_is_left_to_do_about_what_was_given_up(state: VersionState) -> None:
+    both = (wanted(ONE, route=TO_ONE), wanted(B, route=B_TO_ONE))
+    assert carried_out(both, held((ONE, state), (B, READY)), {"b": B_TO_ONE})
+    assert carried_out(both, held((ONE, state), (B, READY)), {"a": TO_ONE, "b": B_TO_ONE})
+    assert carried_out(both, held((B, READY)), {"b": B_TO_ONE}, frozenset({ONE.key}))
+    assert not carried_out(both, held((ONE, state), (B, READY)), {}), "the other's route is not in force"
+    assert not carried_out(both, held((ONE, state), (B, LOADING)), {"b": B_TO_ONE})
+    assert not carried_out(both[1:], held((ONE, state), (B, READY)), {"b": B_TO_ONE}), "not forgotten yet"
+    assert not carried_out(both, held((B, READY)), {"b": B_TO_ONE}), "not begun"
+
+
 MODELS = ("a", "b")
 NUMBERS = ("1", "2", "3")
 

@@ -156,7 +156,7 @@ class Loader:
             for step in steps:
                 self._take(step, desired)
         held = self._held()
-        if carried_out(desired.models, held, self._routes):
+        if carried_out(desired.models, held, self._routes, given_up):
             self.done_revision = desired.revision
         ready = is_ready(desired.models, held, self._routes, given_up, self._was_ready)
         self._infer.ready = ready and not self._infer.leaving

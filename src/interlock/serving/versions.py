@@ -118,13 +118,27 @@ def plan(
     return steps
 
 
-def carried_out(desired: tuple[ModelDesired, ...], held: dict[str, Held], routes: dict[str, Route]) -> bool:
-    """Whether nothing is left to do: all wanted versions ready, routes as desired, the rest gone."""
+def carried_out(
+    desired: tuple[ModelDesired, ...],
+    held: dict[str, Held],
+    routes: dict[str, Route],
+    quarantined: frozenset[str] = frozenset(),
+) -> bool:
+    """Whether nothing is left to do: all wanted versions ready or given up, routes as desired, the rest gone.
+
+    A route to what was given up cannot be in force; no release of another model waits for that.
+    """
     wanted = {version.key for one in desired for version in one.versions}
+    given_up = {key for key in wanted if _is_given_up(key, held, quarantined)}
     return (
-        all(key in held and held[key].state is VersionState.READY for key in wanted)
+        all(key in given_up or (key in held and held[key].state is VersionState.READY) for key in wanted)
         and set(held) <= wanted
-        and {one.model.name: one.route for one in desired if one.route is not None} == routes
+        and set(routes) <= {one.model.name for one in desired}
+        and all(
+            routes.get(one.model.name) == one.route
+            or any(version.key in given_up for version in _routed(one))
+            for one in desired
+        )
     )
 
 
