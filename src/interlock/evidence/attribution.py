@@ -30,9 +30,10 @@ from interlock.core.errors import ConfigError
 from interlock.evidence.epochs import Epoch, informative
 from interlock.evidence.mixture import Mixture, last_rejected, log_threshold, log_tilted, mixture
 
-HARM = mixture((1.12, 1.25, 1.5, 2.0, 3.0, 6.0, 20.0), (1.0, 1.0, 1.4, 1.9, 1.4, 0.8, 0.6))
-"""Ratios, as multiples of the margin, that an alarm listens for. Few and far apart: each one more costs all others.
-Mean detection 1.25-1.35 times the bound from 5 to 6 %, 5 to 10 % and 1 to 3 %: benchmarks/bench_evidence.py."""
+HARM = mixture((1.12, 1.25, 1.5, 2.0, 3.0, 6.0, 20.0), (1.5, 1.4, 1.4, 1.6, 1.2, 0.6, 0.4))
+"""Ratios, as multiples of the margin, that an alarm listens for. Few: each one costs all the others.
+Mean detection is 1.25-1.33 times the bound where a rate grows 1.2- to 3-fold (benchmarks/bench_evidence.py).
+"""
 FINE = mixture((1.01, 1.02, 1.05, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0, 10.0, 30.0))
 """For intervals: they narrow to about 1 %."""
 GREATEST_RATIO = 1e9

@@ -53,7 +53,7 @@ class Moments(msgspec.Struct, frozen=True):
             and self.total**2 <= self.squares * self.count + slack * self.count
         ):
             raise ConfigError(
-                f"moments ({self.count}, {self.total}, {self.squares}) are of no values in [0, 1]: cap and scale"
+                f"moments {self.count}, {self.total}, {self.squares}: of no values in [0, 1]; cap and scale"
             )
 
     def merge(self, other: "Moments") -> "Moments":

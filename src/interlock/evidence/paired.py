@@ -53,7 +53,7 @@ class Pairs(msgspec.Struct, frozen=True):
 
     @property
     def harm(self) -> float:
-        """Failures that the candidate had beyond the incumbent's on the same requests: the sum of Z, exactly."""
+        """Bad events that the candidate had beyond the incumbent's on the same requests: the sum of Z."""
         return self.worse - self.better
 
     def merge(self, other: "Pairs") -> "Pairs":
