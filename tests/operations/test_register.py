@@ -304,6 +304,35 @@ def test_a_failure_at_any_stage_leaves_nothing(
     assert register(ctx, "iris", LinearRegression().fit(X, Y), data=ROWS).number == "1"
 
 
+CUT_OFF = """
+import sys, os, sqlite3
+from pathlib import Path
+from interlock.registry.mlflow import Registry
+import alembic.runtime.migration as m
+step = m.HeadMaintainer.update_to_step
+left = [20]
+def update(self, *a, **k):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), 9)
+    return step(self, *a, **k)
+m.HeadMaintainer.update_to_step = update
+Registry(Path(sys.argv[1])).models()
+"""
+
+
+def test_a_kill_while_the_registry_is_made_leaves_none_or_a_whole_one(interlock_home: Path) -> None:
+    interlock_home.mkdir(exist_ok=True)
+    for _ in range(2):
+        command = [sys.executable, "-c", CUT_OFF, str(interlock_home)]
+        assert subprocess.run(command, timeout=100, check=False).returncode == -9
+    assert not (interlock_home / "mlflow.db").exists()
+    ctx = open_context(interlock_home)
+    assert ctx.registry.models() == []
+    ctx.close()
+    assert (interlock_home / "mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

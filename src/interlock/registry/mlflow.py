@@ -7,8 +7,9 @@ through MLflow.
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ class Registry:
         with self._translated():
             with _quiet():
                 from mlflow import MlflowClient
-            if self.is_default:
-                make_private(self.home / "mlflow.db")
             with _quiet():  # anew: the import has set MLflow's own log level
+                if self.is_default:
+                    _make_store(self.home / "mlflow.db")
                 client = MlflowClient(self.tracking_uri, self.tracking_uri)
                 client.search_registered_models(max_results=1)  # makes a new store's tables, and says so
             return client
@@ -284,9 +285,13 @@ class Registry:
                 raise VersionNotFound(
                     f"no version {selector!r} of model {model!r} in the registry {self._where}"
                 ) from None
+            remedy = (
+                "check that the disk has room and the home folder belongs to this user"
+                if self.is_default
+                else "check MLFLOW_TRACKING_URI and that the store answers"
+            )
             raise RegistryError(
-                f"the registry {self._where}: {type(error).__name__}: {str(error)[:500]}; "
-                "check MLFLOW_TRACKING_URI and that the store answers"
+                f"the registry {self._where}: {type(error).__name__}: {str(error)[:500]}; {remedy}"
             ) from error
 
     def _has(self, model: str | None) -> bool:
@@ -297,6 +302,28 @@ class Registry:
         except MlflowException as error:
             return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
         return True
+
+
+def _make_store(path: Path) -> None:
+    """A new store, whole at once, where none is yet. MLflow's fifty migrations are no transaction: cut off
+    by Ctrl-C or a full disk they leave a file that no later start can mend."""
+    if path.exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    hidden = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    make_private(hidden)
+    try:
+        engine = create_sqlalchemy_engine(f"sqlite:///{hidden}")  # type: ignore[no-untyped-call]
+        try:
+            _initialize_tables(engine)  # type: ignore[no-untyped-call]
+        finally:
+            engine.dispose()
+        with suppress(FileExistsError):  # another process was faster
+            os.link(hidden, path)
+    finally:
+        for left in path.parent.glob(f"{hidden.name}*"):
+            left.unlink(missing_ok=True)
 
 
 def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
