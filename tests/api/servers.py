@@ -17,8 +17,9 @@ from interlock.operations.status import NodeStatus
 
 
 class Served(msgspec.Struct):
-    """An API that answers, and how often it woke the rollout loop."""
+    """An API that answers, the node that it tells of, and how often it woke the rollout loop."""
 
+    node: NodeStatus
     port: int = 0
     pokes: int = 0
 
@@ -43,12 +44,12 @@ class Served(msgspec.Struct):
 
 @contextmanager
 def served(ctx: Context, node: NodeStatus, config: NodeConfig | None = None) -> Iterator[Served]:
-    found = Served()
+    found = Served(node)
 
     def poke() -> None:
         found.pokes += 1
 
-    deps = AdminDeps(ctx, config or NodeConfig(home=ctx.home), lambda: node, lambda: b"up 1\n", poke)
+    deps = AdminDeps(ctx, config or NodeConfig(home=ctx.home), lambda: found.node, lambda: b"up 1\n", poke)
     settings = uvicorn.Config(
         create_app(deps), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )

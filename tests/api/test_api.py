@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from interlock.operations.context import Context
 from interlock.operations.status import ModelSummary, Status, VersionSummary
 from interlock.registry.rows import Event, ReleaseRow, ReleaseState
 from tests.api.servers import Served, served
+from tests.app.nodes import until
 from tests.operations.homes import (
     a_home,
     a_node,
@@ -115,10 +117,24 @@ def test_refusals(api: Served, method: str, path: str, body: bytes | None, statu
 
 def test_unload_takes_a_model_off_where_it_is_allowed(ctx: Context) -> None:
     config = NodeConfig(home=ctx.home, allow_repository_control=True)
-    with served(ctx, READY, config) as api:
+    with served(ctx, a_node(a_report("worker-0")), config) as api:
         assert api.ask("POST", "/api/models/iris/unload") == (204, b"")
         assert ctx.ledger.live("iris") is None and api.pokes == 1
         assert api.ask("POST", "/api/models/rose/unload")[0] == 404
+
+
+def test_unload_waits_until_no_worker_answers_for_the_model(ctx: Context) -> None:
+    config = NodeConfig(home=ctx.home, allow_repository_control=True)
+    with served(ctx, READY, config) as api:
+        began: list[int] = []
+        thread = threading.Thread(target=lambda: began.append(api.ask("POST", "/api/models/iris/unload")[0]))
+        thread.start()
+        until(lambda: ctx.ledger.live("iris") is None, "the unload in the ledger")
+        thread.join(0.2)
+        assert thread.is_alive(), "a worker still answers"
+        api.node = a_node(a_report("worker-0"))
+        thread.join(20)
+        assert began == [204]
 
 
 def test_load_waits_until_the_newest_answers_or_says_why_not(ctx: Context) -> None:

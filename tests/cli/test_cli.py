@@ -1,15 +1,18 @@
 """The commands, offline on a home folder and through a node's admin API: what they print, how they end."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
-from interlock.cli.main import COMMANDS, cli
+from interlock.cli.main import COMMANDS, Commands, cli
 from interlock.core.letters import VersionState
 from interlock.operations.context import Context
 from interlock.registry.rows import ReleaseState
@@ -353,3 +356,22 @@ def test_model_names_are_completed_from_the_node(ctx: Context) -> None:
         assert names_for_completion(ctx.home, api.url) == ["iris"]
     assert names_for_completion(ctx.home, None) == []
     assert names_for_completion(ctx.home, "http://127.0.0.1:9") == []
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EROFS, "must be writable"), (errno.EACCES, "belong to this user"), (errno.ENOSPC, "make room")],
+)
+def test_what_the_system_refuses_is_told_with_what_helps(number: int, hint: str) -> None:
+    class Refused(Commands):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+            @click.command(cmd_name)
+            def refused() -> None:
+                raise OSError(number, os.strerror(number), "/the/home")
+
+            return refused
+
+    said = CliRunner().invoke(Refused(params=[]), ["up"])
+    assert said.exit_code == 1
+    assert "'/the/home'" in said.stderr and "Traceback" not in said.stderr
+    assert hint in said.stderr.splitlines()[1] and said.stderr.splitlines()[1].startswith("  hint: ")

@@ -180,6 +180,7 @@ def test_repository_control_takes_a_model_off_and_brings_it_back(interlock_home:
 
             assert shown() == {"triple": ("READY", ""), "other": ("READY", "")}
             client.unload_model("triple")
+            assert not client.is_model_ready("triple"), "it is gone when the call returns"
             until(lambda: shown()["triple"] == ("UNAVAILABLE", "unloaded"), "the unload")
             assert shown()["other"] == ("READY", "")
             assert client.is_server_ready() and not client.is_model_ready("triple")

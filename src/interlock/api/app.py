@@ -43,6 +43,7 @@ from interlock.operations.wait import POLL_S
 from interlock.registry.rows import Event, ReleaseRow, ReleaseState
 
 LOAD_WAIT_S = 60.0
+UNLOAD_WAIT_S = 10.0
 """How long `load` waits for the version to answer before it says that it still goes on."""
 
 
@@ -262,9 +263,15 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
         tags=["repository control"],
     )
     async def post_unload(name: Name) -> Response:
-        """Take a model off the node. Off unless allowed."""
+        """Take a model off the node; answers when no worker answers for it any more. Off unless allowed."""
         _check_repository_control(deps.config)
         await change(lambda: release.unload(ctx, name))
+        until_s = time.monotonic() + UNLOAD_WAIT_S
+        # A worker that does not react does not undo it: the ledger has it, and the next letter says so again.
+        left = status.answering(deps.node_status(), name)
+        while left and time.monotonic() < until_s:
+            await asyncio.sleep(POLL_S)
+            left = status.answering(deps.node_status(), name)
         return Response(status_code=204)
 
 

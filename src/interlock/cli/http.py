@@ -64,7 +64,8 @@ def error_of(url: str, answer: Answer) -> InterlockError:
         code, message = str(detail["code"]), str(detail["message"])
     except (msgspec.DecodeError, LookupError, TypeError):
         return NodeUnreachable(
-            f"{url} answered {answer.status} and is no admin API of Interlock: {answer.body[:200]!r}"
+            f"{url} answered {answer.status} and is no admin API of Interlock, which listens on the admin "
+            f"port (8002 by default): {answer.body[:200]!r}"
         )
     kind = getattr(errors, code, InterlockError)
     if not (isinstance(kind, type) and issubclass(kind, InterlockError)) or kind is errors.MissingExtra:

@@ -4,6 +4,7 @@ A command's module is imported when the command runs, so that `interlock --help`
 Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 130 interrupted.
 """
 
+import errno
 import os
 from importlib import import_module
 from typing import Any
@@ -35,6 +36,15 @@ HINTS: dict[str, str] = {
     "VersionNotFound": "list the versions with: interlock versions NAME",
     "UntrustedArtifact": "if you trust where the file comes from: interlock register … --trust",
 }
+
+
+OS_HINTS: dict[int, str] = {
+    errno.EROFS: "the home folder must be writable: choose another with --home",
+    errno.EACCES: "the home folder must belong to this user: choose another with --home",
+    errno.ENOSPC: "make room on the disk; what was not finished leaves nothing behind",
+    errno.EDQUOT: "this user's share of the disk is used up: make room",
+}
+"""What helps against an error of the operating system, by its number."""
 
 
 class Failure(click.ClickException):
@@ -81,7 +91,7 @@ class Commands(click.Group):
         except OSError as error:
             if ctx.params.get("debug"):
                 raise
-            raise Failure(str(error)) from error
+            raise Failure(str(error), OS_HINTS.get(error.errno or 0, "")) from error
         except Exception as error:
             if ctx.params.get("debug"):
                 raise

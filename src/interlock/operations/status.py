@@ -146,6 +146,15 @@ def given_up(found: Status) -> tuple[str, ...]:
     return tuple(f"{line} ({', '.join(processes)})" for line, processes in sorted(where.items()))
 
 
+def answering(node: NodeStatus, model: str) -> int:
+    """How many workers answer for a model, by what they last said."""
+    return sum(
+        any(one.model == model and one.state is VersionState.READY for one in process.report.versions)
+        for process in node.processes
+        if process.up and is_worker(process)
+    )
+
+
 def is_worker(process: ProcessStatus) -> bool:
     """Whether a process answers requests itself (executors, control and the supervisor do not)."""
     return process.report.process.startswith("worker-")

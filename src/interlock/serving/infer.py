@@ -303,5 +303,11 @@ class Infer:
                 return Quarantined(
                     f"version {status.number} of model '{model}' is quarantined: {status.reason}", 60.0
                 )
-        state = "; ".join(f"version {s.number} is {s.state.value} {s.reason}".strip() for s in mine)
+        state = "; ".join(_how(status) for status in mine)
         return NotReady(f"model '{model}' is not ready: {state or 'no version is loaded yet'}")
+
+
+def _how(status: VersionStatus) -> str:
+    if status.state is VersionState.READY:  # until all workers have it, no route leads to it
+        return f"version {status.number} is loaded and about to go live"
+    return f"version {status.number} is {status.state.value} {status.reason}".strip()
