@@ -206,6 +206,8 @@ def test_every_answer_has_a_described_schema(api: Served) -> None:
     for name in _references(document):
         assert name in schemas, name
     assert schemas["ModelSummary"]["properties"]["live"]
+    request = document["paths"]["/api/models/{name}/release"]["post"]["requestBody"]
+    assert request["content"]["application/json"]["schema"]["not"]["required"] == ["version", "alias"]
 
 
 def test_the_reference_lists_every_path(api: Served, repository: Path) -> None:

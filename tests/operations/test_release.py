@@ -82,6 +82,34 @@ def test_unload_stops_what_is_under_way_and_takes_the_model_off(ctx: Context) ->
     assert ctx.ledger.open_releases() == []
 
 
+@pytest.fixture
+def quick_node(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that ends a release between the look at the open ones and what is then done about them."""
+    look = ctx.ledger.open_releases
+
+    def look_too_early() -> list[ReleaseRow]:
+        found = look()
+        for row in found:
+            carry_out(ctx, row)
+        return found
+
+    monkeypatch.setattr(ctx.ledger, "open_releases", look_too_early)
+
+
+@pytest.mark.usefixtures("quick_node")
+def test_unload_of_a_model_whose_release_has_just_ended(ctx: Context) -> None:
+    row = ctx.ledger.request_release("iris", "1", "now", 1.0)
+    release.unload(ctx, "iris")
+    assert ctx.ledger.live("iris") is None and ctx.ledger.release(row.id).state is ReleaseState.DONE
+
+
+@pytest.mark.usefixtures("quick_node")
+def test_rollback_of_a_first_release_that_has_just_ended(ctx: Context) -> None:
+    ctx.ledger.request_release("iris", "1", "now", 1.0)
+    with pytest.raises(ReleaseRefused, match="version 1 of 'iris' is the first that was live"):
+        release.rollback(ctx, "iris")
+
+
 @given(st.lists(st.one_of(st.just("back"), st.integers(1, 5).map(str)), max_size=40))
 def test_version_before_is_what_a_pile_of_releases_says(moves: list[str]) -> None:
     rows: list[ReleaseRow] = []

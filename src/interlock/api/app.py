@@ -215,7 +215,9 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
         responses=schema.returns(
             ReleaseRow, 400, 404, 409, 413, 422, 500, 502, status=202, description="Asked for"
         ),
-        openapi_extra=schema.takes(ReleaseRequest, required=False, example={"version": "2"}),
+        openapi_extra=schema.takes(
+            ReleaseRequest, required=False, example={"version": "2"}, not_together=("version", "alias")
+        ),
         tags=["releases"],
     )
     async def post_release(name: Name, request: Request) -> Response:

@@ -22,9 +22,17 @@ def fails(*errors: int) -> dict[int | str, Any]:
     return {code: {"description": _MEANINGS[code], "content": _json(ErrorBody)} for code in (403, *errors)}
 
 
-def takes(kind: Any, *, required: bool, example: Any) -> dict[str, Any]:
-    """The `openapi_extra` of a route whose body is JSON of a struct type."""
+def takes(kind: Any, *, required: bool, example: Any, not_together: Sequence[str] = ()) -> dict[str, Any]:
+    """The `openapi_extra` of a route whose body is JSON of a struct type, of which some members exclude each
+    other."""
     content = _json(kind)
+    if not_together:
+        schema = content["application/json"]["schema"]
+        told = {
+            "properties": {name: {"type": "string"} for name in not_together},
+            "required": [*not_together],
+        }
+        content["application/json"]["schema"] = {"allOf": [schema], "not": told}
     content["application/json"]["example"] = example
     return {"requestBody": {"required": required, "content": content}}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from interlock.core.errors import ModelNotFound, ReleaseRefused
+from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def rollback(ctx: Context, name: str) -> ReleaseRow:
     live = ctx.ledger.live(name)
     under_way = _open(ctx, name)
     if under_way and live is None:
-        reason = "stopped by a rollback before any version was live"
-        return ctx.ledger.advance(under_way[0].id, ReleaseState.SUPERSEDED, reason, time_s=ctx.now_s())
+        stopped = _stop(ctx, under_way[0], "stopped by a rollback before any version was live")
+        return stopped if stopped.state is not ReleaseState.DONE else rollback(ctx, name)
     if live is None:
         raise ReleaseRefused(f"model {name!r} has no live version to roll back from; release one first")
     if under_way:
@@ -89,7 +89,7 @@ def unload(ctx: Context, name: str) -> None:
     """
     known(ctx, name)
     for row in _open(ctx, name):
-        ctx.ledger.advance(row.id, ReleaseState.SUPERSEDED, "the model was unloaded", time_s=ctx.now_s())
+        _stop(ctx, row, "the model was unloaded")
     ctx.ledger.set_live(name, None, ctx.now_s())
 
 
@@ -102,6 +102,17 @@ def known(ctx: Context, name: str) -> None:
         names = [model.name for model in ctx.ledger.models()]
         listed = ", ".join(names[:10]) + (" …" if len(names) > 10 else "")
         raise ModelNotFound(f"no model {name!r} here; known: {listed or 'none'}")
+
+
+def _stop(ctx: Context, row: ReleaseRow, reason: str) -> ReleaseRow:
+    """End an open release; one that has ended since it was read is returned as it ended."""
+    try:
+        return ctx.ledger.advance(row.id, ReleaseState.SUPERSEDED, reason, time_s=ctx.now_s())
+    except LedgerError:
+        ended = ctx.ledger.release(row.id)
+        if not ended.state.finished:
+            raise
+        return ended
 
 
 def _open(ctx: Context, name: str) -> list[ReleaseRow]:
