@@ -109,8 +109,9 @@ def boundary(log_e: Callable[[int, int], float], most: int, threshold: float = T
     return found
 
 
-def harm_boundary(weight: float, most: int) -> Ints:
-    return boundary(lambda n, hits: attribution.log_e_harm([Epoch(weight, n - hits, hits)]), most)
+def harm_boundary(weight: float, most: int, gates: int = 1) -> Ints:
+    threshold = THRESHOLD + log(gates)
+    return boundary(lambda n, hits: attribution.log_e_harm([Epoch(weight, n - hits, hits)]), most, threshold)
 
 
 def pairs_boundary(most: int) -> Ints:
@@ -129,11 +130,13 @@ def in_chunks(runs: int, size: int = 250) -> list[int]:
     return [size] * (runs // size) + ([runs % size] if runs % size else [])
 
 
-def attribution_detection(p0: float, p1: float, weight: float, runs: int, rng: Rng) -> Estimate:
-    """Canary requests until the alarm of failure attribution."""
+def attribution_detection(
+    p0: float, p1: float, weight: float, runs: int, rng: Rng, gates: int = 1
+) -> Estimate:
+    """Canary requests until the alarm of failure attribution, as one of so many gates."""
     rate = weight * p1 + (1 - weight) * p0
-    most = int(8 * bound(p0, p1, weight) / weight * rate) + 3000
-    limits, found = harm_boundary(weight, most), []
+    most = int(8 * THRESHOLD / divergence(weight * p1 / rate, weight)) + 3000
+    limits, found = harm_boundary(weight, most, gates), []
     for size in in_chunks(runs):
         hits = np.cumsum(rng.random((size, most)) < weight * p1 / rate, axis=1, dtype=np.int64)
         at = first_crossing(hits, limits)
@@ -183,6 +186,46 @@ def clean_pairs(margin: float) -> int:
     while paired.log_e_safe(paired.Pairs(same=n), margin) < THRESHOLD:
         n += 1
     return n
+
+
+class Promotions(msgspec.Struct, frozen=True):
+    """Share of runs promoted within 100,000 canary requests or pairs; how many it took (a look every 100)."""
+
+    share: Estimate
+    taken: Estimate
+
+
+def paired_promotions(p0: float, p1: float, given: float, margin: float, runs: int, rng: Rng) -> Promotions:
+    worse, better = discordant(p0, p1, given)
+    taken = []
+    for _ in range(runs):
+        counts = np.cumsum(rng.multinomial(100, (worse, 1 - worse - better, better), 1000), axis=0).tolist()
+        looks = (paired.log_e_safe(paired.Pairs(*row), margin) >= THRESHOLD for row in counts)
+        taken.append(next((100 * n for n, proved in enumerate(looks, 1) if proved), 0))
+    return _promotions(np.array(taken))
+
+
+def promotions(p0: float, p1: float, weight: float, margin: float, runs: int, rng: Rng) -> Promotions:
+    """By the weighted difference, without pairs."""
+    taken = []
+    for _ in range(runs):
+        n = np.cumsum(rng.binomial(int(100 / weight), weight, 1000))
+        x = np.cumsum(rng.binomial(np.diff(n, prepend=0), p1))
+        m = np.arange(1, 1001) * int(100 / weight) - n
+        y = np.cumsum(rng.binomial(np.diff(m, prepend=0), p0))
+        for row in np.stack([m, n, y, x], axis=1).tolist():
+            requests, bad = Epoch(weight, row[0], row[1]), Epoch(weight, row[2], row[3])
+            if difference.log_e_safe([requests], [bad], margin) >= THRESHOLD:
+                taken.append(row[1])
+                break
+        else:
+            taken.append(0)
+    return _promotions(np.array(taken))
+
+
+def _promotions(taken: Ints) -> Promotions:
+    done = taken[taken > 0]
+    return Promotions(share_of(len(done), len(taken)), mean_of(done if len(done) else taken))
 
 
 # Ramp and drift: the weight grows in three steps while the rates of both arms drift
@@ -365,16 +408,18 @@ def histories(events: Ints, mine: Bools) -> list[units.UnitHistory]:
 # Latency
 
 
-def latency_detection(slower: float, weight: float, runs: int, rng: Rng, level: float = 0.95) -> Estimate:
+def latency_detection(
+    slower: float, weight: float, runs: int, rng: Rng, level: float = 0.95, gates: int = 1
+) -> Estimate:
     """Canary requests until exceedance of the incumbent's quantile alarms; lognormal, sigma .5."""
     z = {0.5: 0.0, 0.95: 1.644854, 0.99: 2.326348}[level]
     p1 = 0.5 * erfc((z - log(slower) / 0.5) / sqrt(2))
-    return attribution_detection(1 - level, p1, weight, runs, rng)
+    return attribution_detection(1 - level, p1, weight, runs, rng, gates)
 
 
 # Intervals, differences, ratios and means: how often they are ever wrong
 
-LOOKS = 40
+LOOKS = 20
 
 
 def looks(count: int) -> Ints:
@@ -406,11 +451,11 @@ class Wrong(msgspec.Struct, frozen=True):
 def wrong_promotions(
     rates: Sequence[float], weights: Sequence[float], excess: float, margin: float, runs: int, rng: Rng
 ) -> Wrong:
-    """With a candidate worse by `excess`, at looks after every window, by the weighted difference and by the
+    """With a candidate worse by `excess`, at five looks in each step, by the weighted difference and by the
     naive rule (upper end of the candidate's interval less lower end of the incumbent's)."""
     wrong = np.zeros(2, dtype=int)
     each = REQUESTS // len(rates)
-    size = each // 10
+    size = each // 5
     for _ in range(runs):
         requests: list[Epoch] = []
         bad: list[Epoch] = []
@@ -524,8 +569,22 @@ def _report(runs: int, rng: Rng) -> None:
             late = latency_detection(slower, 0.05, runs, rng, level)
             texts.append(f"p{100 * level:g}: {late.median:.0f} ({late.mean:.1f})")
         print(f"  {slower} times slower: {', '.join(texts)}")
+    late = latency_detection(3.0, 0.05, runs, rng, gates=4)
+    print(f"  3 times slower, p95 as one of four gates: {late.median:.0f} ({late.mean:.1f})")
     print(f"\nclean pairs until promotion at margin .5 pp: {clean_pairs(0.005)}")
-    print("wrong promotions of a candidate 2 pp worse than the margin allows, or just as it allows")
+    print("promotion at margin .5 pp within 100,000: share; canary requests or pairs, median (mean)")
+    for p0, p1 in ((0.0, 0.0), (0.001, 0.001), (0.02, 0.02), (0.02, 0.01), (0.02, 0.025)):
+        texts = []
+        for name, done in (
+            ("w = 5 %", promotions(p0, p1, 0.05, 0.005, few // 4, rng)),
+            ("w = 50 %", promotions(p0, p1, 0.5, 0.005, few // 4, rng)),
+            ("paired, .9", paired_promotions(p0, p1, min(0.9, p1 / p0 if p0 else 0), 0.005, few // 4, rng)),
+        ):
+            texts.append(f"{name}: {done.share.mean:.0%}, {done.taken.median:.0f} ({done.taken.mean:.0f})")
+        print(f"  {100 * p0:g} -> {100 * p1:g} %: {'; '.join(texts)}")
+    print(
+        "wrong promotions, ever, of a candidate as bad as the margin (.5 pp), while weights and rates change"
+    )
     for rates, weights in (((0.02, 0.05, 0.08), (0.5, 0.2, 0.05)), ((0.08, 0.05, 0.02), RAMP)):
         wrong = wrong_promotions(rates, weights, 0.005, 0.005, few // 4, rng)
         print(

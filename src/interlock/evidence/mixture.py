@@ -27,8 +27,8 @@ import msgspec
 
 from interlock.core.errors import ConfigError
 
-ROUNDS = 60
-"""Halvings of a bisection: more than a double can hold."""
+PRECISION = 1e-7
+"""Of the ends of intervals: relative, or absolute below 1e-4 (1e-11)."""
 
 
 class Mixture(msgspec.Struct, frozen=True):
@@ -128,10 +128,8 @@ def last_rejected(
     """
     if log_e(rejected) < threshold:
         return None
-    for _ in range(ROUNDS):
+    while abs(rejected - kept) > PRECISION * max(abs(rejected), abs(kept), 1e-4):
         middle = (rejected + kept) / 2
-        if middle in (rejected, kept):
-            break
         if log_e(middle) >= threshold:
             rejected = middle
         else:

@@ -28,8 +28,8 @@ from interlock.core.errors import ConfigError
 from interlock.evidence.difference import Interval
 from interlock.evidence.mixture import Mixture, last_rejected, log_sum, log_threshold, mixture, times_log
 
-HARM_BETS = mixture((0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97))
-"""Bets of the alarm; q = .525 to .985."""
+HARM_BETS = mixture((0.07, 0.16, 0.32, 0.5, 0.68, 0.85, 0.97), (1.2, 1.5, 1.1, 1.1, 1.0, 1.0, 1.1))
+"""Bets of the alarm; q = .535 to .985. Mean detection is 1.22-1.25 times the bound: see benchmarks/."""
 SAFE_BETS = mixture((0.02, 0.05, 0.1, 0.2, 0.35, 0.55, 0.8, 1.0), (1, 1, 1, 1, 1, 1, 1, 5))
 """Bets of the promotion. The last is for clean pairs: it is lost at the first pair that only the candidate
 fails."""
