@@ -57,6 +57,7 @@ def operations(api: Served) -> list[tuple[str, str, set[int]]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_answer_is_one_that_is_described(

@@ -197,6 +197,7 @@ def test_the_errors_of_a_node_are_the_same_errors(ctx: Context) -> None:
         assert "hint: list the models" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_name_that_is_nearly_right_is_suggested(ctx: Context) -> None:
     ctx.ledger.put_version(a_version("churn", "1"), 1.0)
     with served(ctx, NODE) as api:
@@ -206,6 +207,7 @@ def test_a_name_that_is_nearly_right_is_suggested(ctx: Context) -> None:
         assert "did you mean" not in run("rollback", "weather").stderr
 
 
+@pytest.mark.slow
 def test_the_hint_names_the_model_that_was_asked_about(ctx: Context) -> None:
     register_in_mlflow(ctx, "iris", 3)
     done = run("release", "iris", "9", "--now")

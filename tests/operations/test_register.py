@@ -103,6 +103,7 @@ def test_versions_count_up_and_equal_models_share_an_artifact(ctx: Context) -> N
     assert resolve(ctx, "iris") == again.version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "said"),
     [
@@ -130,6 +131,7 @@ def test_without_reference_data_nothing_is_converted(ctx: Context) -> None:
     assert done.version.runtime == "sklearn" and done.report.generated
 
 
+@pytest.mark.slow
 def test_plain_mlflow_reads_what_was_registered(ctx: Context, tmp_path: Path) -> None:
     register(ctx, "iris", LogisticRegression(max_iter=500).fit(X, Y), data=ROWS, tags={"team": "botany"})
     register(ctx, "iris", LogisticRegression(max_iter=500).fit(X, Y))
@@ -173,6 +175,7 @@ def test_files_are_read_with_trust_where_it_takes_trust(ctx: Context, tmp_path: 
     assert os.listdir(artifact_path(ctx.home, done.version.digest)) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_types_of_unknown_packages_need_trust(ctx: Context, tmp_path: Path) -> None:
     package = tmp_path / "strange.py"
     package.write_text(
@@ -209,6 +212,7 @@ def test_onnx_files_and_python_files(ctx: Context, tmp_path: Path) -> None:
     assert register(ctx, "twice", f"{source}:Twice", data=ROWS).number == "2"
 
 
+@pytest.mark.slow
 def test_from_python(interlock_home: Path) -> None:
     steps: list[str] = []
     model = LogisticRegression(max_iter=500).fit(X, Y)
@@ -321,6 +325,7 @@ Registry(Path(sys.argv[1])).models()
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_registry_is_made_leaves_none_or_a_whole_one(interlock_home: Path) -> None:
     interlock_home.mkdir(exist_ok=True)
     for _ in range(2):
@@ -352,6 +357,7 @@ module.register(ctx, "line", LinearRegression().fit(X, X[:, 0]), data=module.dat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["registry", "ledger"])
 def test_a_kill_leaves_no_half_version(interlock_home: Path, stage: str) -> None:
     done = subprocess.run(

@@ -21,6 +21,9 @@ from interlock.operations.resolve import resolve
 from interlock.registry import artifacts
 from interlock.runtime.catalog import runtime_of
 
+# Plain MLflow writes a store for them, which takes it ten seconds.
+pytestmark = pytest.mark.slow
+
 PLAIN = """
 import sys
 import mlflow, numpy as np

@@ -102,6 +102,7 @@ def test_events_come_newest_or_after_a_number_and_are_bounded(ctx: Context) -> N
     assert len(status.events(ctx, None, 0, -5)) == 1
 
 
+@pytest.mark.slow
 def test_models_that_plain_mlflow_code_registered_are_listed(ctx: Context) -> None:
     client = ctx.registry.client
     client.create_registered_model("tulip 'red'")
