@@ -35,8 +35,10 @@ EXECUTOR = ProcessSpec("x-slow-1", Kind.EXECUTOR, KEY, release=7, memory_limit_b
 RELEASES = {KEY: 7}
 
 
-def crash_again(history: History, now_s: float, doing: Doing, requests: int, release: int = 7) -> History:
-    view = RunningView(EXECUTOR, now_s, now_s, doing, KEY, requests)
+def crash_again(
+    history: History, now_s: float, doing: Doing, requests: int, release: int = 7, survived: int = 0
+) -> History:
+    view = RunningView(EXECUTOR, now_s, now_s, doing, KEY, requests, survived=survived)
     return crashed(history, now_s, view, "exit -11", {KEY: release}, LIMITS)
 
 
@@ -144,6 +146,22 @@ def test_three_crashes_on_load_five_on_a_lone_request_forty_of_any_kind_quaranti
             assert bool(given_up) == (count == tries), (doing, requests, count)
         assert given_up[0].version_key == KEY and "exit -11" in given_up[0].reason
         assert not any(isinstance(action, Start) for action in actions)
+
+
+def test_an_executor_that_answers_others_between_its_crashes_is_not_given_up() -> None:
+    def quarantines(history: History, now_s: float) -> bool:
+        actions = decide(now_s, [EXECUTOR], {}, history, RELEASES, LIMITS)
+        return any(isinstance(action, Quarantine) for action in actions)
+
+    history = History()
+    for count in range(LIMITS.tries_any - LIMITS.tries_isolated):
+        history = crash_again(history, 100.0 + count, Doing.RUNNING, 1, survived=3)
+        assert not quarantines(history, 100.0 + count)
+    # From now on it answers nothing any more: the crash after its last answer is the first of five.
+    for count in range(LIMITS.tries_isolated - 1):
+        assert not quarantines(history, 140.0 + count)
+        history = crash_again(history, 140.0 + count, Doing.RUNNING, 1)
+    assert quarantines(history, 145.0)
 
 
 def test_crashes_that_left_the_window_do_not_count() -> None:

@@ -39,8 +39,8 @@ SAID = {
     "loading a version": (f"{LOAD_LIMIT_S:g} s; {DEFAULT_TIME_S:g} s and {DEFAULT_MEMORY_BYTES // GIB} GiB"),
     "memory of one executor": f"{NODE.executor_memory_bytes // GIB} GiB",
     "crashes of a version": (
-        f"{CRASHES.tries_load} while loading, {CRASHES.tries_isolated} on a request of its own, "
-        f"{CRASHES.tries_any} in all"
+        f"{CRASHES.tries_load} while loading, {CRASHES.tries_isolated} on a request of its own "
+        f"(executors: in a row), {CRASHES.tries_any} in all"
     ),
     "token of the admin API": f"at least {MIN_TOKEN} characters",
 }

@@ -158,6 +158,8 @@ def _seen(view: RunningView, block: BlockView) -> RunningView:
         doing_version=block.version_key if block.phase is not Phase.IDLE else "",
         requests=block.requests,
         kill_at_s=block.kill_at_s,
+        # Its own load came first, and the batch under way is not survived yet.
+        survived=max(block.crumbs - 2, 0) if view.spec.kind is Kind.EXECUTOR else 0,
     )
 
 

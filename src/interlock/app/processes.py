@@ -42,7 +42,8 @@ class RunningView(msgspec.Struct, frozen=True):
     """A process that runs, as its mapped block and the system show it. Times are monotonic seconds.
 
     `heartbeat_s` is None before the first; `doing_version` is the key in the breadcrumb; `kill_at_s` is when
-    the batch under way counts as hung, 0 for never; `stopping_s` is when it was told to leave.
+    the batch under way counts as hung, 0 for never; `stopping_s` is when it was told to leave; `survived`,
+    of an executor: how many batches it ran to their end before this one.
     """
 
     spec: ProcessSpec
@@ -54,6 +55,7 @@ class RunningView(msgspec.Struct, frozen=True):
     kill_at_s: float = 0.0
     resident_bytes: int = 0
     stopping_s: float | None = None
+    survived: int = 0
 
 
 class Crash(msgspec.Struct, frozen=True):
@@ -66,6 +68,7 @@ class Crash(msgspec.Struct, frozen=True):
     doing: Doing
     requests: int
     why: str
+    survived: int = 0
 
 
 class Quarantined(msgspec.Struct, frozen=True):
@@ -184,7 +187,7 @@ def crashed(
     """
     key = view.spec.version_key or (view.doing_version if view.doing is not Doing.IDLE else "")
     release = releases.get(key, view.spec.release)
-    crash = Crash(view.spec.name, now_s, key, release, view.doing, view.requests, why)
+    crash = Crash(view.spec.name, now_s, key, release, view.doing, view.requests, why, view.survived)
     recent = tuple(c for c in history.crashes if now_s - c.at_s < limits.window_s)
     return msgspec.structs.replace(history, crashes=(*recent, crash))
 
@@ -227,7 +230,7 @@ def _quarantines(
         if not crashes:
             continue
         loads = sum(crash.doing is Doing.LOADING for crash in crashes)
-        alone = sum(crash.doing is Doing.RUNNING and crash.requests == 1 for crash in crashes)
+        alone = sum(crash.doing is Doing.RUNNING and crash.requests == 1 for crash in _in_vain(crashes))
         if loads >= limits.tries_load:
             times = f"crashed {loads} times while it was loaded"
         elif alone >= limits.tries_isolated:
@@ -238,6 +241,17 @@ def _quarantines(
             continue
         why = f"{times} under release {release} (last: {crashes[-1].why})"
         yield Quarantine(key, release, f"{why}; release it again to try it anew")
+
+
+def _in_vain(crashes: Sequence[Crash]) -> Sequence[Crash]:
+    """The crashes since the version last answered anything, the one that ended that included.
+
+    An executor that answers others between its crashes dies of certain requests, not of every one: it is
+    restarted, at growing intervals, and whoever sends them does not take the version from all others. A
+    worker's crash harms its other models: there `survived` is always 0, and every one counts.
+    """
+    answered = [index for index, crash in enumerate(crashes) if crash.survived]
+    return crashes[answered[-1] :] if answered else crashes
 
 
 def _why_kill(now_s: float, view: RunningView, limits: Limits, watched_since_s: float) -> str | None:

@@ -80,6 +80,8 @@ class BlockView(msgspec.Struct, frozen=True):
     sequence: int
     overflowed: int
     counts: dict[ArmKey, ArmCounts]
+    crumbs: int = 0
+    """How many breadcrumbs have begun: each load, each batch."""
 
 
 def read_block(path: Path, counts: bool = True) -> BlockView | None:
@@ -106,6 +108,7 @@ def read_block(path: Path, counts: bool = True) -> BlockView | None:
             sequence=sequence,
             overflowed=cells[OVERFLOWED],
             counts={key: as_counts(row) for key, row in _rows(mapped, cells)} if counts else {},
+            crumbs=cells[CRUMB] // 2,
         )
 
 
