@@ -6,7 +6,7 @@ Promotion: only when every promotion gate has E >= 1 / alpha (intersection-union
 candidate that is bad in one respect passes with probability at most alpha, whatever the others say.
 
 Sources: Berger (1982), intersection-union; Vovk and Wang (2021), "E-values: calibration, combination and
-applications" (arXiv 1912.06116), section 3: the mean of e-values.
+applications" (arXiv 1912.06116): the mean of e-values.
 """
 
 from collections.abc import Callable, Sequence

@@ -8,7 +8,7 @@ of a rate that drifts. Assumption: the average is over what this arm was asked; 
 `difference.py` or `attribution.py`.
 
 Sources: Robbins (1970); Howard, Ramdas, McAuliffe and Sekhon (2021), "Time-uniform, nonparametric,
-nonasymptotic confidence sequences" (arXiv 1810.08240), sections 3.1 and 3.6 (the discrete mixture).
+nonasymptotic confidence sequences" (arXiv 1810.08240): discrete mixtures.
 """
 
 from interlock.core.errors import ConfigError

@@ -21,7 +21,7 @@ the good events instead.
 
 Sources: Horvitz and Thompson (1952), the score; Waudby-Smith and Ramdas (2024), "Estimating means of
 bounded random variables by betting" (arXiv 2010.09686), section 4; Waudby-Smith et al., "Anytime-valid
-off-policy inference for contextual bandits" (arXiv 2210.10768), section 3.
+off-policy inference for contextual bandits" (arXiv 2210.10768).
 """
 
 from collections.abc import Sequence

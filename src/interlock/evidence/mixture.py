@@ -16,7 +16,7 @@ As the logarithm is concave, the product of (1 + (g - 1) p_i) over the true p_i 
 drift inside an epoch does no harm.
 
 Sources: Ville (1939); Robbins (1970), mixtures; Shafer (2021), tests as bets; Ramdas, Grunwald, Vovk and
-Shafer (2023), "Game-theoretic statistics and safe anytime-valid inference", sections 3 and 4.
+Shafer (2023), "Game-theoretic statistics and safe anytime-valid inference".
 """
 
 from collections.abc import Callable, Iterable, Sequence

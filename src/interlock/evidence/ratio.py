@@ -6,7 +6,7 @@ odds(w), in both directions. Assumption: requests are assigned one by one; with 
 that were not seen before instead. A mismatch means that some evidence is lost or misrouted: hold and ask,
 whatever the other gates say.
 
-Source: Lindon and Malek, NeurIPS 2022 (arXiv 2011.03567), section 2.
+Source: Lindon and Malek, NeurIPS 2022 (arXiv 2011.03567).
 """
 
 from collections.abc import Sequence
