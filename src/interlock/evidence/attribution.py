@@ -18,7 +18,7 @@ within an epoch it suffices that the chance of being the candidate's, averaged o
 to the null.
 
 Sources: Lindon and Malek, "Anytime-Valid Inference For Multinomial Count Data", NeurIPS 2022 (arXiv
-2011.03567), sections 2 and 3; the mixture over a grid and the inversion are ours.
+2011.03567); the mixture over a grid and the inversion are ours.
 """
 
 from collections.abc import Sequence

@@ -19,9 +19,9 @@ value that comes late is counted under the epoch of its dispatch, at one fixed a
 any distribution in [0, 1] and any drift. What is above the cap counts as the cap: the test is about the
 mean of the capped value.
 
-Sources: Fan, Grama and Liu (2015), "Exponential inequalities for martingales with applications", lemma 4.1; Howard et al.
-(2021), arXiv 1810.08240, theorem 4 (empirical Bernstein); Waudby-Smith et al., arXiv 2210.10768, section 3
-(weights).
+Sources: Fan, Grama and Liu (2015), "Exponential inequalities for martingales with applications", lemma 4.1;
+Howard et al. (2021), arXiv 1810.08240, theorem 4 (empirical Bernstein); Waudby-Smith et al. (2022), arXiv
+2210.10768 (weights).
 """
 
 from collections.abc import Sequence
