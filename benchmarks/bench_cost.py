@@ -13,13 +13,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import models
 from benchmarks.pairs import Cost, cost_table
-from interlock.core.errors import OutputMismatch, Unavailable
+from interlock.core.errors import OutputMismatch
 from interlock.core.model import Model, Signature, Tensors, Version
 from interlock.core.request import Request, Sink, Ticket
 from interlock.core.route import Arm, single
@@ -38,13 +39,10 @@ TICKS = 100
 GOAL_US = 4.0
 BODY = b'{"inputs":[{"name":"%b","shape":[1,4],"datatype":"FP32","data":[5.1,3.5,1.4,0.2]}]}'
 
-Feature = Literal[
-    "counters", "request ids", "admission", "deadline watch", "output check", "crash breadcrumb"
-]
+Feature = Literal["counters", "request ids", "deadline watch", "output check", "crash breadcrumb"]
 FEATURES: tuple[Feature, ...] = (
     "counters",
     "request ids",
-    "admission",
     "deadline watch",
     "output check",
     "crash breadcrumb",
@@ -54,7 +52,7 @@ FEATURES: tuple[Feature, ...] = (
 class Uncounted(Slot):
     """Counts nothing."""
 
-    def dispatched(self) -> None:
+    def dispatched(self, requests: int = 1) -> None:
         return
 
     def all_ok(self, arrived_s: list[float], started_s: float, now: float) -> None:
@@ -67,8 +65,10 @@ class Uncounted(Slot):
 class WithoutId(Target):
     """Gives every request the same id."""
 
-    def submit(self, request: Request, sink: Sink) -> Ticket:
-        return self.lane.start(request, sink, b"0-0-0-0-0-0", self.slot)
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
+        tickets = self.lane.start(jobs, repeat(b"0-0-0-0-0-0"), self.slot)
+        self.lane.step()
+        return tickets
 
 
 class Unwatched(Lane):
@@ -121,10 +121,15 @@ class Path32:
             kept = entry.only
             assert kept is not None
             entry.only = WithoutId(
-                kept.model, lane, kept.settings, Arm(0, "incumbent", "1", 1.0), kept.slot, b"", infer
+                kept.model,
+                lane,
+                kept.settings,
+                single("1", 1),
+                Arm(0, "incumbent", "1", 1.0),
+                kept.slot,
+                b"",
+                infer,
             )
-        if without == "admission":
-            infer.admit = _admit_all  # type: ignore[method-assign]
         server = HttpServer(V2(infer))
         self._connections = []
         for _ in range(CONNECTIONS):
@@ -153,18 +158,13 @@ class Path32:
             began = time.perf_counter()
             for connection, _wire in self._connections:
                 connection.data_received(self._message)
-            await asyncio.sleep(0)
+            for _look in range(3):  # at the sockets, before the turn is taken
+                await asyncio.sleep(0)
             took.append(time.perf_counter() - began)
-        self._sent += TICKS
+            self._sent += 1
         if any(wire.writes != self._sent for _connection, wire in self._connections):
             raise RuntimeError("not every request was answered in its own turn of the loop")
         return statistics.median(took) / CONNECTIONS * 1e6
-
-
-def _admit_all(
-    model: str, number: str | None, timeout_s: float | None, received_s: float
-) -> Unavailable | None:
-    return None
 
 
 async def measure(rounds: int) -> tuple[float, list[Cost]]:

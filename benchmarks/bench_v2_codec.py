@@ -36,7 +36,7 @@ def main() -> None:
         {"inputs": [{"name": "x", "shape": [32, 4], "datatype": "FP32", "data": [5.1, 3.5, 1.4, 0.2] * 32}]}
     )
     outputs = {"label": np.array([1]), "probabilities": np.array([[0.1, 0.2, 0.7]], np.float32)}
-    answer = iris.decode(ONE_ROW, None).answer
+    answer = iris.decode(ONE_ROW, None)[2]
     size = 4 * 3 * 224 * 224
     text = (
         b'{"inputs":[{"name":"x","shape":[1,3,224,224],"datatype":"FP32","parameters":{"binary_data_size":%d}}],'
@@ -44,7 +44,7 @@ def main() -> None:
     )
     padded = text + b" " * (-len(text) % 8)
     aligned, unaligned = padded + bytes(size), b" " + padded + bytes(size)
-    binary = image.decode(aligned, len(padded)).answer
+    binary = image.decode(aligned, len(padded))[2]
     scores = {"y": np.zeros((1, 1000), np.float32)}
     for name, took in (
         ("untyped msgspec decode of one row of iris", cost_us(lambda: untyped.decode(ONE_ROW))),

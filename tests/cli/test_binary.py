@@ -24,10 +24,12 @@ def echo(data: Any, datatype: str, answer: Array | None = None) -> tuple[Array, 
         (TensorSpec("y", datatype, (-1, 2)), TensorSpec("n", "INT64", (-1,))),
     )
     codec = Codec("echo", "1", signature)
-    message = codec.decode(body, int(headers[LENGTH]) if LENGTH in headers else None)
-    seen = np.asarray(message.inputs["x"])
+    inputs, _, answering, client_id, _ = codec.decode(
+        body, int(headers[LENGTH]) if LENGTH in headers else None
+    )
+    seen = np.asarray(inputs["x"])
     outputs = {"y": seen if answer is None else answer, "n": np.arange(len(seen))}
-    text, binary = message.answer.answer(Response(b"1", "echo", "1", Outputs(outputs)), message.id)
+    text, binary = answering.answer(Response(b"1", "echo", "1", Outputs(outputs)), client_id)
     assert binary is not None
     return seen, decode(b"".join([text, *map(bytes, binary)]), {LENGTH: str(len(text))})
 

@@ -1,7 +1,7 @@
 """The codec against tritonclient's own encoder and decoder, for every datatype, in JSON and in binary."""
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput, InferResult
 
-from interlock.codec.v2infer import Codec, Decoded
-from interlock.codec.v2json import JSON_DATATYPES
+from interlock.codec import v2infer
+from interlock.codec.v2answer import Answer
+from interlock.codec.v2json import JSON_DATATYPES, Parameters
 from interlock.core.errors import (
     InvalidRequest,
     OutputMismatch,
@@ -19,10 +20,25 @@ from interlock.core.errors import (
     UnknownOutput,
     Unsupported,
 )
-from interlock.core.model import DATATYPES, Array, Signature, TensorSpec
+from interlock.core.model import DATATYPES, Array, Inputs, Signature, TensorSpec
 
 INTEGERS = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 FLOAT_BITS: dict[str, Literal[16, 32, 64]] = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
+
+
+class Decoded(NamedTuple):
+    """What `decode` gives, by name."""
+
+    inputs: Inputs
+    rows: int
+    answer: Answer
+    id: str | None
+    parameters: Parameters | None
+
+
+class Codec(v2infer.Codec):
+    def decode(self, body: bytes, header_length: int | None) -> Decoded:
+        return Decoded(*super().decode(body, header_length))
 
 
 def array_of(decoded: Decoded, name: str) -> Array:

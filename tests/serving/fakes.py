@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from math import inf
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from interlock.core.model import (
     TensorSpec,
     Version,
 )
-from interlock.core.request import Request, Response
+from interlock.core.request import Request, Response, Tally
+from interlock.serving.call import Call
+from interlock.serving.lane import Lane
 from interlock.serving.placement import Outcome
 
 
@@ -120,6 +123,27 @@ class FakeSink:
     def fail(self, error: InterlockError, request_id: bytes) -> None:
         assert not self.settled
         self.error = error
+
+
+class Hears(Protocol):
+    """A sink that remembers why it was failed."""
+
+    error: InterlockError | None
+
+    def part(self, response: Response) -> None: ...
+    def done(self, response: Response) -> None: ...
+    def fail(self, error: InterlockError, request_id: bytes) -> None: ...
+
+
+def begin(lane: Lane, request: Request, sink: Hears, request_id: bytes, tally: Tally) -> Call:
+    """Start one request, to run when the loop turns. Raises what it is refused with."""
+    (ticket,) = lane.start([(request, sink)], iter([request_id]), tally)
+    if ticket is None:
+        assert sink.error is not None
+        raise sink.error
+    assert isinstance(ticket, Call)
+    lane._loop.call_soon(lane.step)
+    return ticket
 
 
 def twice(inputs: Tensors) -> Tensors:

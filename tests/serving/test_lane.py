@@ -33,7 +33,7 @@ from interlock.serving.block_reader import read_block
 from interlock.serving.call import Call
 from interlock.serving.executor import NotStarted
 from interlock.serving.lane import Lane
-from tests.serving.fakes import FakePlace, FakeSink, a_request, a_version, twice
+from tests.serving.fakes import FakePlace, FakeSink, a_request, a_version, begin, twice
 
 FAR_S = 600.0
 KEY = ArmKey("m", "1", 1, 0, 0)
@@ -79,7 +79,7 @@ class Rig:
     def start(self, request: Request) -> tuple[FakeSink, Call]:
         sink = FakeSink()
         self.count += 1
-        return sink, self.lane.start(request, sink, b"%d" % self.count, self.slot)
+        return sink, begin(self.lane, request, sink, b"%d" % self.count, self.slot)
 
     def counts(self) -> ArmCounts:
         view = read_block(self.block.path)

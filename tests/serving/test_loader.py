@@ -31,7 +31,7 @@ from interlock.serving.block import Block
 from interlock.serving.infer import Infer
 from interlock.serving.loader import Loader
 from tests.serving.executor_process import Executor, until
-from tests.serving.fakes import FakeSink
+from tests.serving.fakes import FakeSink, begin
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),))
 MODEL = Model("m")
@@ -89,7 +89,8 @@ class Rig:
         sink = FakeSink()
         now = time.monotonic()
         inputs = {"x": np.ones((1, 2), np.float32)}
-        self.infer.choose("m", number, None).submit(Request("m", inputs, 1, now + 20.0, now), sink)
+        target = self.infer.choose("m", number, None)
+        begin(target.lane, Request("m", inputs, 1, now + 20.0, now), sink, b"id", target.slot)
         return sink
 
     async def ask(self, number: str | None = None) -> float:

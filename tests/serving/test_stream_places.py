@@ -37,6 +37,7 @@ from interlock.serving.lane import Lane
 from interlock.serving.placement import StreamPlace, Threaded
 from interlock.serving.streams import AHEAD
 from tests.serving.executor_process import Executor, until
+from tests.serving.fakes import begin
 
 pytestmark = pytest.mark.server
 
@@ -140,7 +141,7 @@ class Rig:
         now = time.monotonic()
         x = np.array([[count, pause_s, command, at]], np.float32)
         request = Request("m", {"x": x}, 1, now + within_s, now)
-        sink.call = self.lane.start(request, sink, b"id", self.block.slot(KEY))
+        sink.call = begin(self.lane, request, sink, b"id", self.block.slot(KEY))
         return sink
 
     async def ended(self, count: int, pause_s: float = 0.0, command: int = COUNT, at: int = -1) -> Sink:

@@ -30,7 +30,7 @@ from interlock.serving.executor import NotStarted
 from interlock.serving.lane import Lane
 from interlock.serving.placement import Outcome
 from interlock.serving.streams import Flow
-from tests.serving.fakes import FakePlace, a_request, a_version
+from tests.serving.fakes import FakePlace, a_request, a_version, begin
 
 KEY = ArmKey("m", "1", 1, 0, 0)
 FAR_S = 600.0
@@ -128,7 +128,7 @@ class Rig:
         sink = StreamSink()
         self.count += 1
         request = a_request(list(values), now, now + within_s)
-        return sink, self.lane.start(request, sink, b"%d" % self.count, self.slot)
+        return sink, begin(self.lane, request, sink, b"%d" % self.count, self.slot)
 
     @property
     def stream(self) -> FakeStream:

@@ -1,6 +1,6 @@
 """Owns the smallest real serving side: each request runs at once and alone; for tests of the wire."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -81,10 +81,14 @@ class DirectTarget:
         self.predict = predict
         self._owner = owner
         self.codec: Any = None
+        self.fixed = True
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in version.signature.inputs}
         self._sequence = 0
 
-    def submit(self, request: Request, sink: Sink) -> Ticket:
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
+        return [self._begin(request, sink) for request, sink in jobs]
+
+    def _begin(self, request: Request, sink: Sink) -> Ticket:
         self._owner.requests.append(request)
         if self._owner.holds:
             held = Held(self, request, sink)

@@ -29,7 +29,7 @@ class Stage:
         self.high_bytes = 0
         self.admitted = 0
 
-    def admit(self, head: Head) -> Refusal | object | None:
+    def admit(self, head: Head, received_s: float) -> Refusal | object | None:
         self.admitted += 1
         if head.path == b"/refuse":
             return Refusal(503, b"retry-after: 1\r\ncontent-type: application/json\r\n", REFUSED)
@@ -37,7 +37,14 @@ class Stage:
             raise ZeroDivisionError("admit")
         return ("admitted", head.path)
 
-    def handle(self, exchange: Exchange) -> None:
+    def handle(self, exchanges: list[Exchange]) -> None:
+        for exchange in exchanges:
+            try:
+                self.take(exchange)
+            except Exception:
+                exchange.link.failed(exchange)
+
+    def take(self, exchange: Exchange) -> None:
         self.seen.append(exchange)
         path = exchange.head.path
         exchange.on_gone = lambda: self.gone.append(path)
@@ -118,6 +125,17 @@ class MemoryTransport(asyncio.Transport):
         pass
 
 
+class AtOnce(HttpServer):
+    """Takes each request as it comes, for there is no loop to turn, at a time of its own."""
+
+    def line(self, status: int) -> bytes:
+        self._date = b"Thu, 01 Jan 1970 00:00:00 GMT"
+        return super().line(status)
+
+    def wake(self) -> None:
+        self.take_turn()
+
+
 class Peer:
     """The other end of one Connection in memory."""
 
@@ -127,7 +145,7 @@ class Peer:
         access_log: AccessLog | None = None,
     ) -> None:
         self.stage = Stage()
-        self.server = HttpServer(self.stage, limits, access_log=access_log)
+        self.server = AtOnce(self.stage, limits, access_log=access_log)
         self.transport = MemoryTransport()
         self.connection = Connection(self.server)
         self.connection.connection_made(self.transport)

@@ -107,17 +107,22 @@ class Streamer:
         self.infer = infer
         self.sinks: list[Lines] = []
 
-    def admit(self, head: Head) -> None:
+    def admit(self, head: Head, received_s: float) -> None:
         return None
 
-    def handle(self, exchange: Exchange) -> None:
+    def handle(self, exchanges: list[Exchange]) -> None:
+        for exchange in exchanges:
+            self.take(exchange)
+
+    def take(self, exchange: Exchange) -> None:
         count, size = exchange.head.query.split(b",")
         now = time.monotonic()
         x = np.array([[int(count), int(size)]], np.float32)
         sink = Lines(exchange)
         self.sinks.append(sink)
         target = self.infer.choose("s", None, None)
-        sink.ticket = target.submit(Request("s", {"x": x}, 1, now + 30, now), sink)
+        (sink.ticket,) = target.submit([(Request("s", {"x": x}, 1, now + 30, now), sink)])
+        assert sink.ticket is not None
         exchange.on_gone = sink.ticket.cancel
 
 

@@ -55,10 +55,10 @@ class Answer:
         if texts is None:
             texts = batch.texts[self] = self._encode_rows(batch.tensors)
         text = texts[response.start]
-        return text + (b"]}" if client_id is None else b'],"id":%b}' % _encode(client_id)), None
+        return (text if client_id is None else b'%b,"id":%b}' % (text[:-1], _encode(client_id))), None
 
     def _encode_rows(self, tensors: Tensors) -> list[bytes]:
-        """Each row of a batch as an answer of its own, but for the end."""
+        """Each row of a batch as an answer of its own."""
         columns: list[list[bytes]] = []
         shapes: list[tuple[int, ...]] = []
         for output in self._outputs:
@@ -73,7 +73,7 @@ class Answer:
             self._row_shapes = shapes
             openings = [output.open((1, *shape)) for output, shape in zip(self._outputs, shapes, strict=True)]
             text = b"".join(opening.replace(b"%", b"%%") + b"[%b]}," for opening in openings)
-            self._row_template = self._head.replace(b"%", b"%%") + text[:-1]
+            self._row_template = self._head.replace(b"%", b"%%") + text[:-1] + b"]}"
         template = self._row_template
         return [template % values for values in zip(*columns, strict=True)]
 

@@ -38,14 +38,9 @@ _MOST_ANSWERS = 64
 _NO_PARAMETERS = Parameters()
 
 
-class Decoded(msgspec.Struct, gc=False):
-    """An infer request as the version sees it. `answer` encodes what the client asked for."""
-
-    inputs: Inputs
-    rows: int
-    answer: Answer
-    id: str | None
-    parameters: Parameters | None
+Decoded = tuple[Inputs, int, Answer, str | None, Parameters | None]
+"""An infer request as the version sees it: inputs, rows, what encodes the answer that the client asked for,
+the client's id, and parameters. A tuple, for it costs 0.1 us less than a struct."""
 
 
 class Codec:
@@ -68,22 +63,6 @@ class Codec:
         self._row_decoder = row_decoder(signature)
         first = signature.inputs[0] if signature.inputs else None
         self._row_name = first.name if first is not None else ""
-        self._row_values = first.shape[-1] if first is not None and first.shape else -1
-
-    def _decode_row(self, body: bytes) -> Decoded | None:
-        """The commonest request, whose values stay a list: a batch makes one array of all of its lists, and
-        1.0 us a request is saved (0.5 of them in here)."""
-        assert self._row_decoder is not None
-        try:
-            message = self._row_decoder.decode(body)
-        except _DOUBTS:
-            return None
-        one = message.inputs[0]
-        if message.parameters is not None or message.outputs is not None or one.parameters is not None:
-            return None
-        if len(one.data) != self._row_values:
-            return None
-        return Decoded({self._row_name: one.data}, 1, self._all_json or self._answer(False), message.id, None)
 
     def decode(self, body: bytes, header_length: int | None) -> Decoded:
         """Read one request; `header_length` is the length of the JSON before binary tensors, None if all of
@@ -94,9 +73,14 @@ class Codec:
         """
         if header_length is None:
             if self._row_decoder is not None:
-                decoded = self._decode_row(body)
-                if decoded is not None:
-                    return decoded
+                # The commonest request, whose values stay a list: a batch makes one array of all of its
+                # lists, and 1.0 us a request is saved (0.5 of them in here).
+                try:
+                    row = self._row_decoder.decode(body)
+                    answer = self._all_json or self._answer(False)
+                    return {self._row_name: row.inputs[0].data}, 1, answer, row.id, None
+                except _DOUBTS:
+                    pass  # the second look says what is wrong, or that nothing is
             try:
                 message = self._decoder.decode(body)
                 inputs, rows = self._tensors(message, body, len(body))
@@ -122,7 +106,7 @@ class Codec:
             answer = self._all_json or self._answer(False)
         else:
             answer = self._choose(parameters or _NO_PARAMETERS, message.outputs)
-        return Decoded(inputs, rows, answer, message.id, parameters)
+        return inputs, rows, answer, message.id, parameters
 
     def _tensors(self, message: Message, body: bytes, at: int) -> tuple[Tensors, int]:
         """The quick way: whatever is unusual raises, and is then taken apart by `_explain`."""
@@ -236,7 +220,7 @@ class Codec:
         array = unpack(spec.name, spec.datatype, tuple(shape), math.prod(shape), data)
         rows = shape[0] if self._has_rows(spec) else 1
         answer = self._answers.get(()) or self._answer(())
-        return Decoded({spec.name: array}, rows, answer, None, None)
+        return {spec.name: array}, rows, answer, None, None
 
     def _choose(self, parameters: Parameters, outputs: list[RequestedOutput] | None) -> Answer:
         if parameters.sequence_id:

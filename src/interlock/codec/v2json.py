@@ -111,13 +111,14 @@ def fast_decoder(signature: Signature) -> tuple[msgspec.json.Decoder[Message], d
 
 def row_decoder(signature: Signature) -> msgspec.json.Decoder[Message] | None:
     """The decoder of the commonest request, one row of flat numbers for a model with one input [-1, n]; None
-    where the signature is another. It tells all that is wrong but the number of values.
+    where the signature is another. It refuses all that has more to say (parameters, outputs) than an id.
     """
     spec = signature.inputs[0] if len(signature.inputs) == 1 else None
     if spec is None or signature.batch_axis != 0 or len(spec.shape) != 2 or spec.shape[0] >= 0:
         return None
+    size = spec.shape[1]
     # The range of 64-bit integers is not checked by msgspec, so that NumPy must see each request alone.
-    if spec.shape[1] < 1 or spec.datatype not in (
+    if size < 1 or spec.datatype not in (
         "FP32",
         "FP64",
         "INT8",
@@ -131,23 +132,19 @@ def row_decoder(signature: Signature) -> msgspec.json.Decoder[Message] | None:
         "Row",
         [
             ("datatype", Literal[spec.datatype]),
-            ("shape", _tuple[Literal[1], _literal[spec.shape[1]]]),
-            ("data", _list[_element_type(spec.datatype)]),
-            ("parameters", InputParameters | None, None),
+            ("shape", _tuple[Literal[1], _literal[size]]),
+            ("data", Annotated[_list[_element_type(spec.datatype)], Meta(min_length=size, max_length=size)]),
         ],
         tag_field="name",
         tag=spec.name,
+        forbid_unknown_fields=True,
         gc=False,
         module=__name__,
     )
     message = msgspec.defstruct(
         "RowMessage",
-        [
-            ("inputs", _tuple[row]),
-            ("id", str | None, None),
-            ("parameters", Parameters | None, None),
-            ("outputs", list[RequestedOutput] | None, None),
-        ],
+        [("inputs", _tuple[row]), ("id", str | None, None)],
+        forbid_unknown_fields=True,
         gc=False,
         module=__name__,
     )

@@ -72,11 +72,12 @@ class Batcher(Generic[ItemT]):
 
     def offer(self, item: ItemT) -> None:
         """Let an item wait. Whether it may is admission's decision, taken before."""
+        key = item.key
         groups = self._groups[item.priority]
-        group = groups.get(item.key)
-        if group is None:
-            groups[item.key] = group = deque()
-        group.append(item)
+        if key in groups:
+            groups[key].append(item)
+        else:
+            groups[key] = deque((item,))
         self.waiting_rows += item.rows
         self.waiting_items += 1
         if item.deadline_s < self._earliest_s:
@@ -125,6 +126,14 @@ class Batcher(Generic[ItemT]):
         rows = 0
         limit = self.max_rows
         check = now + self.latency.predict(min(limit, max(1, self.waiting_rows))) > self._earliest_s
+        if not (check or self._gone or self._max_wait_s) and self._joinable and self.waiting_rows <= limit:
+            # The usual case: all of the group, with nothing to weigh.
+            items.extend(group)
+            group.clear()
+            for item in items:
+                item.running = True
+                rows += item.rows
+            return items, rows
         soonest = inf
         skipped: list[ItemT] = []
         while group:

@@ -74,9 +74,9 @@ class Slot:
         self.key = key
         self.cells = cells
 
-    def dispatched(self) -> None:
+    def dispatched(self, requests: int = 1) -> None:
         """Before the model runs: what is dispatched and never settled was lost with its process."""
-        self.cells[DISPATCHED] += 1
+        self.cells[DISPATCHED] += requests
 
     def settled(self, kind: int, total_s: float) -> None:
         """`kind`: OK, INVALID, FAILED, TIMED_OUT or CANCELLED."""

@@ -1,7 +1,8 @@
 """Call: one request on its way through a lane, counted once when it settles; larger ones go in parts."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from time import monotonic
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -11,10 +12,20 @@ from interlock.core.errors import (
     InterlockError,
     InvalidRequest,
 )
-from interlock.core.model import Inputs, Tensors
+from interlock.core.model import Inputs, Tensors, Version
 from interlock.core.request import Outputs, Request, Response, Sink, Tally
 from interlock.serving.block import CANCELLED, FAILED, INVALID, TIMED_OUT
 from interlock.serving.streams import Flow
+
+
+class Owner(Protocol):
+    """What a call needs of its lane."""
+
+    version: Version
+
+    def leave(self, call: "Call") -> None:
+        """The call was settled before its batch was: drop what is left of it."""
+        ...
 
 
 class Call(msgspec.Struct, eq=False):
@@ -30,8 +41,7 @@ class Call(msgspec.Struct, eq=False):
     request_id: bytes
     tally: Tally
     key: Hashable
-    left: "Callable[[Call], None]"
-    version: str
+    lane: "Owner"
     inputs: Inputs
     rows: int
     deadline_s: float
@@ -48,7 +58,7 @@ class Call(msgspec.Struct, eq=False):
         if not self.settled:
             self.settled = True
             self.tally.settled(CANCELLED, monotonic() - self.arrived_s)
-            self.left(self)
+            self.lane.leave(self)
             if self.flow is not None:
                 self.flow.stop()
 
@@ -67,7 +77,8 @@ class Call(msgspec.Struct, eq=False):
         if not self.settled:
             self.settled = True
             self.tally.settled_ok(now - self.arrived_s, started_s - self.arrived_s)
-            self.sink.done(Response(self.request_id, self.request.model, self.version, Outputs(outputs)))
+            version = self.lane.version
+            self.sink.done(Response(self.request_id, version.model, version.number, Outputs(outputs)))
 
     def fail(self, error: InterlockError, now: float) -> None:
         """Answer with an error, and count it under what it was."""
@@ -77,7 +88,7 @@ class Call(msgspec.Struct, eq=False):
         self.tally.settled(kind_of(error), now - self.arrived_s)
         self.sink.fail(error, self.request_id)
         if self.parts is not None:
-            self.left(self)
+            self.lane.leave(self)
         if self.flow is not None:
             self.flow.stop()
 

@@ -48,7 +48,8 @@ class Delivery:
         self._first_s = self._first_s or monotonic() - self._started_s
         wrong = self._expected.wrong(tensors, request.outputs, call.rows)
         if wrong is None:
-            call.sink.part(Response(call.request_id, request.model, call.version, Outputs(tensors)))
+            version = call.lane.version
+            call.sink.part(Response(call.request_id, version.model, version.number, Outputs(tensors)))
         else:
             call.gone = True
             call.fail(wrong, monotonic())  # which also stops the flow

@@ -5,7 +5,7 @@ the same turn. All methods are for the worker's event loop.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from math import inf
 from time import monotonic
 
@@ -22,7 +22,7 @@ from interlock.core.errors import (
     Unavailable,
 )
 from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
-from interlock.core.request import Outputs, Request, Response, Sink, Tally
+from interlock.core.request import Outputs, Request, Response, Sink, Tally, Ticket
 from interlock.serving.admission import QueueView, decide
 from interlock.serving.batch import Expected, join
 from interlock.serving.batcher import Batch, Batcher
@@ -66,8 +66,6 @@ class Lane:
         self.draining = False
         self.broken: Quarantined | None = None
         self._crumb = crumb
-        self._number = version.number
-        self._leave_one = self._leave  # bound once
         self._loop = asyncio.get_running_loop()
         signature, capabilities = version.signature, version.capabilities
         self._streams = stream_place(version, place)
@@ -114,71 +112,92 @@ class Lane:
         its prediction costs 0.9 us a request, and whoever finds a free place is tried anyway."""
         return bool(self._running) or self._batcher.waiting_rows >= self._batcher.max_rows
 
-    def start(self, request: Request, sink: Sink, request_id: bytes, tally: Tally) -> Call:
-        """Take a request in. What is wrong with it is raised here, before it is dispatched.
+    def start(
+        self, jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], tally: Tally
+    ) -> Sequence[Ticket | None]:
+        """Take requests in; `step` then runs them. `ids` has an id for each that is begun.
 
-        Raises: Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge.
+        Who is refused (Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge) hears so before
+        this returns, without an id, and has None for a ticket.
         """
         batcher = self._batcher
-        now = request.received_s
-        if self.draining or self.broken is not None:
-            tally.refused()
-            raise self.broken or Draining(f"{self.version.key} is being unloaded; try again")
-        if self._running or batcher.waiting_rows >= batcher.max_rows or request.deadline_s <= now:
-            now = monotonic()
-            refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
-            if refusal is not None:
-                tally.refused()
-                raise refusal
+        offer = batcher.offer
+        most_rows = batcher.max_rows
+        shut = self.draining or self.broken is not None or bool(self._running)
+        one_shape = self._one_shape
         key: Hashable = None
-        if not self._one_shape or request.outputs is not None:
-            shapes = None if self._one_shape else self._shapes(request)
-            key = shapes, request.outputs
-        call = Call(
-            request,
-            sink,
-            request_id,
-            tally,
-            key,
-            self._leave_one,
-            self._number,
-            request.inputs,
-            request.rows,
-            request.deadline_s,
-            request.priority,
-            request.received_s,
-        )
-        if request.rows > batcher.max_rows:
-            self._offer_parts(call)
-        else:
-            batcher.offer(call)
-        tally.dispatched()
-        self.outstanding += 1
+        tickets: list[Ticket | None] = []
+        begun = 0
+        for request, sink in jobs:
+            deadline_s, rows, outputs = request.deadline_s, request.rows, request.outputs
+            if (
+                shut
+                or rows > most_rows
+                or batcher.waiting_rows >= most_rows
+                or deadline_s <= request.received_s
+            ):
+                refusal = self._refusal(request)
+                if refusal is not None:
+                    tally.refused()
+                    sink.fail(refusal, b"")
+                    tickets.append(None)
+                    continue
+            if not one_shape or outputs is not None:
+                key = None if one_shape else self._shapes(request), outputs
+            call = Call(
+                request,
+                sink,
+                next(ids),
+                tally,
+                key,
+                self,
+                request.inputs,
+                rows,
+                deadline_s,
+                request.priority,
+                request.received_s,
+            )
+            if rows <= most_rows:
+                offer(call)
+            else:
+                for part in split(call, most_rows):
+                    offer(part)
+            begun += 1
+            tickets.append(call)
+        tally.dispatched(begun)
+        self.outstanding += begun
+        return tickets
+
+    def step(self) -> None:
+        """Run what can run now; for whoever called `start`, when it has no more to bring."""
         if not self._awake:
-            self._awake = True
-            self._loop.call_soon(self._step)
-        return call
+            self._step()
+
+    def _refusal(self, request: Request) -> InterlockError | None:
+        if self.broken is not None:
+            return self.broken
+        if self.draining:
+            return Draining(f"{self.version.key} is being unloaded; try again")
+        now = monotonic()
+        refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
+        if refusal is not None or request.rows <= self._batcher.max_rows:
+            return refusal
+        if not self._joinable:
+            return RequestTooLarge(
+                f"{request.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
+                f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
+            )
+        if request.rows > self.settings.queue_rows:
+            return RequestTooLarge(
+                f"{request.rows} rows in one request: the queue of '{self.version.model}' holds"
+                f" {self.settings.queue_rows}; send fewer"
+            )
+        return None
 
     def _shapes(self, request: Request) -> tuple[tuple[int, ...], ...]:
         return tuple(
             (len(array),) if isinstance(array, list) else array.shape[1:] for array in request.inputs.values()
         )
-
-    def _offer_parts(self, call: Call) -> None:
-        if not self._joinable:
-            call.tally.refused()
-            raise RequestTooLarge(
-                f"{call.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
-                f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
-            )
-        if call.rows > self.settings.queue_rows:
-            call.tally.refused()
-            raise RequestTooLarge(
-                f"{call.rows} rows in one request: the queue of '{self.version.model}' holds"
-                f" {self.settings.queue_rows}; send fewer"
-            )
-        for part in split(call, self._batcher.max_rows):
-            self._batcher.offer(part)
 
     def _step(self) -> None:
         batcher = self._batcher
@@ -296,10 +315,10 @@ class Lane:
         if tally is not None:
             tally.all_ok(arrived_s, started_s, now)
         self.outstanding -= len(answered)
-        number = self._number
+        model, number = self.version.model, self.version.number
         for call, start in answered:
             stop = start + call.rows if has_rows else None
-            call.sink.done(Response(call.request_id, call.request.model, number, outputs, start, stop))
+            call.sink.done(Response(call.request_id, model, number, outputs, start, stop))
 
     def _settle_failed(self, batch: Batch[Item], error: InterlockError, now: float) -> None:
         if isinstance(error, Unavailable):
@@ -351,7 +370,7 @@ class Lane:
             item.fail(error, now)
             self._settled(item)
 
-    def _leave(self, call: Call) -> None:
+    def leave(self, call: Call) -> None:
         """A call was cancelled, or failed in one of its parts: drop what is left of it."""
         batcher = self._batcher
         if call.parts is None:

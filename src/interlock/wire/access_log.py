@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from interlock.wire.headers import REQUEST_ID
-from interlock.wire.http_head import Head
+from interlock.wire.http_exchange import Exchange
 
 _LOG = logging.getLogger("interlock.access")
 _ID = REQUEST_ID + b": "
@@ -54,12 +54,19 @@ class AccessLog:
         return True
 
     def write(
-        self, head: Head, status: int, headers: bytes, sizes: tuple[int, int], peer: Any, sampled: bool
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: bytes,
+        sizes: tuple[int, int],
+        peer: Any,
+        sampled: bool,
     ) -> None:
         """One line of an answered request. `sizes`: bytes of the body in, as sent, and out.
 
         An answer of 500 and more is logged though it is not sampled, while there is room.
         """
+        head = exchange.head
         failed = status >= 500
         if failed and not sampled and not self.may_tell_failure():
             return
@@ -72,7 +79,7 @@ class AccessLog:
             "status": status,
             "bytes_in": sizes[0],
             "bytes_out": sizes[1],
-            "duration_ms": round((monotonic() - head.received_s) * 1e3, 3),
+            "duration_ms": round((monotonic() - exchange.received_s) * 1e3, 3),
             "peer": _name(peer),
         }
         if failed and self.untold:

@@ -14,7 +14,7 @@ from time import monotonic
 
 from interlock.wire.access_log import AccessLog
 from interlock.wire.http_connection import Connection
-from interlock.wire.http_exchange import App, Exchange, ResponseStream, status_start
+from interlock.wire.http_exchange import DONE, App, Exchange, ResponseStream, status_start
 from interlock.wire.http_head import Head, HeadReader, Refusal
 from interlock.wire.http_limits import Counts, HttpLimits
 
@@ -36,6 +36,7 @@ _DEFAULT_LIMITS = HttpLimits()
 _SWEEP_S = 0.25
 _BACKLOG = 1024
 _ACCEPTS_PER_WAKE = 64
+_MOST_LOOKS = 2
 # Why nothing is accepted.
 _BY_OWNER, _FULL, _STARVED, _LEAVING = 1, 2, 4, 8
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -67,6 +68,10 @@ class HttpServer:
         self.access_log = access_log or AccessLog()
         self.head_reader = HeadReader(limits)
         self.is_draining = False
+        self.turn: list[Exchange] = []
+        """Requests that are complete and not handled yet: those of this turn of the loop."""
+        self._turn_before = 1
+        self._looks = 0
         self.lines: dict[int, bytes] = {}
         """Start of an answer up to `content-length: ` by status, good for the current second.
         None for 500 and more: those take the way on which an answer may be logged."""
@@ -134,6 +139,34 @@ class HttpServer:
             self._timer = None
 
     # --- called by connections ---
+
+    def wake(self) -> None:
+        """The first request of a turn has come."""
+        asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        """Take the turn; but where several requests came, look at the sockets again first: while these were
+        read their neighbours arrived, and the more share a batch the less it costs each of them."""
+        came = len(self.turn)
+        if self._turn_before < came and self._looks < _MOST_LOOKS:
+            self._turn_before = came
+            self._looks += 1
+            self.wake()
+            return
+        self._turn_before = 1
+        self._looks = 0
+        self.take_turn()
+
+    def take_turn(self) -> None:
+        """Hand over what has come."""
+        exchanges = self.turn.copy()
+        self.turn.clear()
+        try:
+            self.app.handle(exchanges)
+        except Exception:
+            for exchange in exchanges:
+                if exchange.state != DONE and exchange.on_gone is None:
+                    exchange.link.failed(exchange)
 
     def line(self, status: int) -> bytes:
         """Status line, server and date; also makes the ready line for the fast path."""

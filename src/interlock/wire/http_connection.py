@@ -27,11 +27,13 @@ _PIPELINE, _WRITE = 1, 2
 
 _END_OF_HEAD = b"\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NO_HEAD = Head(b"", b"", b"", {}, 0, 0.0, True, False, False, b"")
+_NO_HEAD = Head(b"", b"", b"", {}, 0, True, False, False, b"")
 _FAILED = refusal(500, "internal error: the server's log has the details")
 # Larger ones are decompressed in a thread: a bomb of 4 KiB holds the loop for at most about 5 ms.
 _INLINE_INFLATE_BYTES = 4096
 _MEMO_BYTES = 2048
+# Up to here a body that came with its head costs less to decode than the first stage of admission could save.
+_SMALL_BODY_BYTES = 4096
 
 
 def _result(done: "asyncio.Future[bytes | Refusal]") -> bytes | Refusal:
@@ -52,7 +54,9 @@ class Owner(Protocol):
     lines: dict[int, bytes]
     is_draining: bool
     access_log: AccessLog
+    turn: list[Exchange]
 
+    def wake(self) -> None: ...
     def line(self, status: int) -> bytes: ...
     def joined(self, connection: "Connection") -> None: ...
     def left(self, connection: "Connection") -> None: ...
@@ -69,7 +73,6 @@ class Connection(asyncio.Protocol):
         "_counts",
         "_current",
         "_dropped_bytes",
-        "_hold",
         "_idle_from_s",
         "_is_dropping",
         "_is_feeding",
@@ -77,21 +80,24 @@ class Connection(asyncio.Protocol):
         "_limits",
         "_linger_from_s",
         "_memo_bytes",
+        "_memo_context",
         "_memo_head",
         "_memo_size",
         "_partial",
         "_phase",
         "_pieces",
-        "_queue",
         "_rest",
         "_scout",
         "_server",
         "_started_s",
         "_touched_s",
+        "_turn",
         "_unsent_bytes",
         "_unsent_from_s",
         "high_water_bytes",
+        "hold",
         "lines",
+        "queue",
         "sampled",
         "transport",
     )
@@ -102,14 +108,15 @@ class Connection(asyncio.Protocol):
         self._limits = server.limits
         self._counts = server.counts
         self._access = server.access_log
+        self._turn = server.turn
         self.sampled: Exchange | None = None
         self.lines = server.lines
         self.high_water_bytes = server.limits.write_high_water_bytes
         self.transport: asyncio.Transport
         # A list, not a deque: it holds one entry nearly always, and at most max_pipelined.
-        self._queue: list[Exchange] = []
+        self.queue: list[Exchange] = []
         self._phase = _HEAD
-        self._hold = 0
+        self.hold = 0
         self._is_reading = True
         self._is_feeding = False
         self._partial = bytearray()
@@ -124,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._memo_bytes = b""
         self._memo_head = _NO_HEAD
         self._memo_size = -1
+        self._memo_context: object = None
         self._started_s = self._touched_s = self._idle_from_s = monotonic()
         self._linger_from_s = 0.0
         self._unsent_bytes = 0
@@ -145,84 +153,55 @@ class Connection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self._hold |= _WRITE
+        self.hold |= _WRITE
         self._unsent_from_s = monotonic()
         self._pause_reading()
 
     def resume_writing(self) -> None:
-        self._hold &= ~_WRITE
-        if self._queue and self._queue[0].streamed is not None:
-            self._queue[0].streamed.wake()
+        self.hold &= ~_WRITE
+        if self.queue and self.queue[0].streamed is not None:
+            self.queue[0].streamed.wake()
         self._resume()
 
     def data_received(self, data: bytes) -> None:
-        self._touched_s = monotonic()
+        now_s = self._touched_s = monotonic()
+        if len(data) == self._memo_size and self._phase == _HEAD and data.startswith(self._memo_bytes):
+            # The usual case: one whole request in one piece, its head as before, and nothing else to mind.
+            if not (self.queue or self.hold or self._partial or self._rest or self._server.is_draining):
+                counts = self._counts
+                number = counts.requests = counts.requests + 1
+                body = data[len(self._memo_bytes) :]
+                exchange = Exchange(self._memo_head, body, None, self._memo_context, self, True, KEEP, now_s)
+                if number >= self._access.next_at:
+                    self._sample(exchange, number)
+                self.queue.append(exchange)
+                turn = self._turn
+                turn.append(exchange)
+                if len(turn) == 1:
+                    self._server.wake()
+                return
         if self._rest:
             # TLS may hand over what it had decrypted before the reading stopped.
             self._rest += data
             return
-        if len(data) == self._memo_size and self._phase == _HEAD and data.startswith(self._memo_bytes):
-            if not (self._queue or self._hold or self._partial or self._server.is_draining):
-                self._take_whole(data)
-                return
         self._feed(data)
-
-    def _take_whole(self, data: bytes) -> None:
-        """The usual case, with nothing else to mind: one whole request in one piece, its head as before."""
-        counts = self._counts
-        number = counts.requests = counts.requests + 1
-        head: Head = self._memo_head.__copy__()  # type: ignore[attr-defined]
-        head.received_s = self._touched_s
-        exchange = Exchange(head, data[len(self._memo_bytes) :], None, None, self, True, KEEP)
-        if number >= self._access.next_at:
-            self._sample(exchange, number)
-        self._queue.append(exchange)
-        try:
-            verdict = self._app.admit(head)
-            if verdict.__class__ is not Refusal:
-                exchange.context = verdict
-                self._app.handle(exchange)
-                return
-        except Exception:
-            self._log_failure("handle", head)
-            if exchange.state != OPEN:
-                if exchange.streamed is not None:
-                    exchange.streamed.abort()
-                return
-            verdict = _FAILED
-        assert isinstance(verdict, Refusal)
-        if verdict is not _FAILED:
-            self._counts.refused += 1
-        exchange.respond(verdict.status, verdict.headers, verdict.body)
 
     # --- called by exchanges ---
 
     @property
     def is_write_full(self) -> bool:
-        return self._hold & _WRITE != 0
+        return self.hold & _WRITE != 0
 
     def line(self, status: int) -> bytes:
         return self._server.line(status)
 
     def is_next(self, exchange: Exchange) -> bool:
-        queue = self._queue
+        queue = self.queue
         return bool(queue) and queue[0] is exchange
-
-    def write_next(self, exchange: Exchange, data: bytes) -> bool:
-        """Write a whole answer and settle it, if it is its turn."""
-        queue = self._queue
-        if not queue or queue[0] is not exchange:
-            return False
-        self.transport.write(data)
-        if len(queue) == 1 and not (exchange.after or self._hold):
-            queue.clear()
-        else:
-            self.settle(exchange)
-        return True
 
     def settle(self, exchange: Exchange) -> None:
         """The first of the queue is answered and written: let the next ones follow."""
-        queue = self._queue
+        queue = self.queue
         while True:
             del queue[0]
             if exchange.after:
@@ -240,8 +219,8 @@ class Connection(asyncio.Protocol):
                 elif exchange is self._current:
                     self._send_continue(exchange)
                 break
-        if self._hold & _PIPELINE and len(queue) < self._limits.max_pipelined:
-            self._hold &= ~_PIPELINE
+        if self.hold & _PIPELINE and len(queue) < self._limits.max_pipelined:
+            self.hold &= ~_PIPELINE
             self._resume()
 
     def abort(self) -> None:
@@ -252,8 +231,8 @@ class Connection(asyncio.Protocol):
 
     def leave_soon(self) -> None:
         """Say `Connection: close` in the last answer; leave at once when nothing is asked."""
-        if self._queue:
-            last = self._queue[-1]
+        if self.queue:
+            last = self.queue[-1]
             if last.after == KEEP:
                 last.after, last.is_plain = LINGER, False
             if self._phase == _HEAD:
@@ -280,12 +259,12 @@ class Connection(asyncio.Protocol):
             if linger_is_over(now, self._linger_from_s, self._touched_s, limits):
                 self._finish(CLOSE)
         elif phase == _HEAD:
-            if self._hold or self._rest:
+            if self.hold or self._rest:
                 self._started_s = now
             elif self._partial:
                 if now - self._started_s > limits.header_timeout_s:
                     self._fail(refusal(408, f"the headers took over {limits.header_timeout_s:g} s"))
-            elif self._queue or unsent:
+            elif self.queue or unsent:
                 self._idle_from_s = now
             elif (
                 self._server.is_draining
@@ -293,7 +272,7 @@ class Connection(asyncio.Protocol):
             ):
                 self._finish(CLOSE)
         elif phase in (_BODY, _CHUNKED):
-            if self._hold:
+            if self.hold:
                 self._touched_s = self._started_s = now
             elif body_is_late(now, self._started_s, self._touched_s, self._dropped_bytes, limits):
                 self._fail(
@@ -311,9 +290,9 @@ class Connection(asyncio.Protocol):
         while at < size:
             phase = self._phase
             if phase == _HEAD:
-                if self._hold or len(self._queue) >= self._limits.max_pipelined:
-                    if len(self._queue) >= self._limits.max_pipelined:
-                        self._hold |= _PIPELINE
+                if self.hold or len(self.queue) >= self._limits.max_pipelined:
+                    if len(self.queue) >= self._limits.max_pipelined:
+                        self.hold |= _PIPELINE
                     self._rest = data[at:] if at else data
                     self._pause_reading()
                     break
@@ -324,9 +303,7 @@ class Connection(asyncio.Protocol):
                 if memo and data.startswith(memo, at):
                     # Clients repeat their heads byte for byte; finding and parsing one takes 4.5 us more.
                     at += len(memo)
-                    head: Head = self._memo_head.__copy__()  # type: ignore[attr-defined]
-                    head.received_s = self._touched_s
-                    self._begin(head, at < size)
+                    self._begin(self._memo_head, self._touched_s, at < size)
                     continue
                 end = data.find(_END_OF_HEAD, at)
                 if end < 0:
@@ -402,27 +379,26 @@ class Connection(asyncio.Protocol):
         if len(raw) > self._limits.max_header_bytes:
             self._fail(self._too_long())
             return
-        head = self._server.head_reader.read(raw, received_s)
+        head = self._server.head_reader.read(raw)
         if isinstance(head, Refusal):
             self._fail(head)
             return
         if len(raw) <= _MEMO_BYTES:
             self._memo_bytes, self._memo_head = raw, head
-            self._memo_size = _whole_size(raw, head, self._limits)
-            # The application gets a copy: `received_s` of the pattern stays untouched.
-            head = head.__copy__()  # type: ignore[attr-defined]
-        self._begin(head, has_more)
+            self._memo_size = -1
+        self._begin(head, received_s, has_more)
 
-    def _begin(self, head: Head, has_more: bool) -> None:
+    def _begin(self, head: Head, received_s: float, has_more: bool) -> None:
         counts = self._counts
         number = counts.requests = counts.requests + 1
         is_plain = head.keep_alive and head.http11 and head.method != b"HEAD"
-        exchange = Exchange(head, b"", None, None, self, is_plain, KEEP if head.keep_alive else CLOSE)
+        after = KEEP if head.keep_alive else CLOSE
+        exchange = Exchange(head, b"", None, None, self, is_plain, after, received_s)
         if self._server.is_draining:
             exchange.is_plain, exchange.after = False, LINGER
         if number >= self._access.next_at:
             self._sample(exchange, number)
-        self._queue.append(exchange)
+        self.queue.append(exchange)
         length = head.body_length
         if length is not None and length > self._limits.max_body_bytes:
             self._current = exchange
@@ -430,7 +406,7 @@ class Connection(asyncio.Protocol):
             self._fail(refusal(413, f"the body has {length} bytes; the limit is {limit}"))
             return
         try:
-            verdict = self._app.admit(head)
+            verdict = self._app.admit(head, received_s)
         except Exception:
             self._log_failure("admit", head)
             verdict = _FAILED
@@ -441,6 +417,9 @@ class Connection(asyncio.Protocol):
                 return
         else:
             exchange.context = verdict
+            if head is self._memo_head and self._memo_size < 0:
+                self._memo_size = _whole_size(self._memo_bytes, head, self._limits)
+                self._memo_context = verdict
             if length == 0:
                 if exchange.after:
                     self._phase = _DROPPED
@@ -456,7 +435,7 @@ class Connection(asyncio.Protocol):
         else:
             self._phase = _BODY
             self._body_left = length
-        if head.expects_continue and not has_more and self._queue[0] is exchange:
+        if head.expects_continue and not has_more and self.queue[0] is exchange:
             self._send_continue(exchange)
 
     def _refuse(self, exchange: Exchange, verdict: Refusal) -> None:
@@ -509,14 +488,17 @@ class Connection(asyncio.Protocol):
         self._handle(exchange)
 
     def _handle(self, exchange: Exchange) -> None:
-        try:
-            self._app.handle(exchange)
-        except Exception:
-            self._log_failure("handle", exchange.head)
-            if exchange.state == OPEN:
-                exchange.respond(_FAILED.status, _FAILED.headers, _FAILED.body)
-            elif exchange.streamed is not None:
-                exchange.streamed.abort()
+        self._turn.append(exchange)
+        if len(self._turn) == 1:
+            self._server.wake()
+
+    def failed(self, exchange: Exchange) -> None:
+        """The application raised while it handled this one."""
+        self._log_failure("handle", exchange.head)
+        if exchange.state == OPEN:
+            exchange.respond(_FAILED.status, _FAILED.headers, _FAILED.body)
+        elif exchange.streamed is not None:
+            exchange.streamed.abort()
 
     def _send_continue(self, exchange: Exchange) -> None:
         if exchange.head.expects_continue and exchange.state == OPEN and not self._pieces:
@@ -537,9 +519,8 @@ class Connection(asyncio.Protocol):
         if sampled:
             self.sampled = None
         sizes = (len(exchange.body) if head.body_length is None else head.body_length, size)
-        self._access.write(
-            head, status, headers, sizes, self.transport.get_extra_info("peername"), sampled=sampled
-        )
+        peer = self.transport.get_extra_info("peername")
+        self._access.write(exchange, status, headers, sizes, peer, sampled=sampled)
 
     def _log_failure(self, where: str, head: Head) -> None:
         self._counts.app_errors += 1
@@ -562,14 +543,14 @@ class Connection(asyncio.Protocol):
         self._current = None
         if exchange is not None and self._is_dropping:
             # It has its answer already, perhaps still behind others.
-            if not self._queue:
+            if not self.queue:
                 self._finish(LINGER)
             else:
-                self._queue[-1].after, self._queue[-1].is_plain = LINGER, False
+                self.queue[-1].after, self.queue[-1].is_plain = LINGER, False
             return
         if exchange is None:
-            exchange = Exchange(_NO_HEAD, b"", None, None, self, False, LINGER)
-            self._queue.append(exchange)
+            exchange = Exchange(_NO_HEAD, b"", None, None, self, False, LINGER, self._touched_s)
+            self.queue.append(exchange)
         exchange.after, exchange.is_plain = LINGER, False
         exchange.respond(error.status, error.headers, error.body)
 
@@ -585,7 +566,7 @@ class Connection(asyncio.Protocol):
             self._tell_gone()
             if self.transport.can_write_eof():
                 self.transport.write_eof()
-            self._hold &= ~_PIPELINE
+            self.hold &= ~_PIPELINE
             self._resume()
             return
         self._leave()
@@ -611,7 +592,7 @@ class Connection(asyncio.Protocol):
         self._tell_gone()
 
     def _tell_gone(self) -> None:
-        queue, self._queue = self._queue, []
+        queue, self.queue = self.queue, []
         self.sampled = None
         for exchange in queue:
             if exchange.state == DONE:
@@ -634,12 +615,12 @@ class Connection(asyncio.Protocol):
 
     def _resume(self) -> None:
         """Go on reading, if nothing else speaks against it: first what was set aside."""
-        if self._is_feeding or self._hold or self._phase == _CLOSED:
+        if self._is_feeding or self.hold or self._phase == _CLOSED:
             return
         if self._rest:
             rest, self._rest = self._rest, b""
             self._feed(rest)
-        if not self._is_reading and not self._hold and self._phase != _CLOSED:
+        if not self._is_reading and not self.hold and self._phase != _CLOSED:
             self._is_reading = True
             self.transport.resume_reading()
 
@@ -649,4 +630,6 @@ def _whole_size(raw: bytes, head: Head, limits: HttpLimits) -> int:
     length = head.body_length
     if length is None or length > limits.max_body_bytes or head.encoding or head.expects_continue:
         return -1
-    return len(raw) + length if head.keep_alive and head.http11 and head.method != b"HEAD" else -1
+    if length > _SMALL_BODY_BYTES or not (head.keep_alive and head.http11) or head.method == b"HEAD":
+        return -1
+    return len(raw) + length

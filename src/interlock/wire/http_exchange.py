@@ -27,6 +27,10 @@ class Link(Protocol):
     """What an exchange needs of its connection."""
 
     lines: dict[int, bytes]
+    queue: "list[Exchange]"
+    """Unanswered requests, in the order in which they came."""
+    hold: int
+    """Why nothing is read; 0 if it is."""
     transport: asyncio.Transport
     high_water_bytes: int
     sampled: "Exchange | None"
@@ -36,9 +40,9 @@ class Link(Protocol):
 
     def line(self, status: int) -> bytes: ...
     def is_next(self, exchange: "Exchange") -> bool: ...
-    def write_next(self, exchange: "Exchange", data: bytes) -> bool: ...
     def settle(self, exchange: "Exchange") -> None: ...
     def abort(self) -> None: ...
+    def failed(self, exchange: "Exchange") -> None: ...
     def log(self, exchange: "Exchange", status: int, headers: bytes, size: int) -> None: ...
 
 
@@ -57,6 +61,8 @@ class Exchange(msgspec.Struct, eq=False):
     link: Link
     is_plain: bool
     after: int
+    received_s: float
+    """time.monotonic() when the first byte of the request was read."""
     state: int = OPEN
     held: list[bytes | memoryview] | None = None
     streamed: "ResponseStream | None" = None
@@ -86,8 +92,15 @@ class Exchange(msgspec.Struct, eq=False):
             else:
                 data = b"".join((line, _SIZES[len(body)], headers, b"\r\n", body))
             self.state = DONE
-            if not link.write_next(self, data):
+            queue = link.queue
+            if not queue or queue[0] is not self:
                 self.held = [data]
+                return
+            link.transport.write(data)
+            if len(queue) == 1 and not link.hold:
+                queue.clear()
+            else:
+                link.settle(self)
             return
         self._respond_any(status, b"".join(headers) if isinstance(headers, tuple) else headers, body)
 
@@ -234,12 +247,14 @@ class App(Protocol):
     """What stands behind the transport. Both methods run on the loop and must not block; `admit` must not
     keep what only `handle` would release, for a client may leave between the two."""
 
-    def admit(self, head: Head) -> Refusal | object | None:
-        """Decide before the body is read. A Refusal ends the request; all else becomes `Exchange.context`."""
+    def admit(self, head: Head, received_s: float) -> Refusal | object | None:
+        """Decide before the body is read. A Refusal ends the request; all else becomes `Exchange.context`,
+        also of later small requests with the very same head, for which this is not called again."""
         ...
 
-    def handle(self, exchange: Exchange) -> None:
-        """Take a complete request; answer now or later."""
+    def handle(self, exchanges: list[Exchange]) -> None:
+        """Take the requests that became complete in one turn of the loop; answer each now or later. A client
+        may have gone meanwhile (`state`)."""
         ...
 
 

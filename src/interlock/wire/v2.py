@@ -7,7 +7,7 @@ answers. One request of iris takes 3.1 us in the codec and 1.6 us here.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -52,10 +52,12 @@ _MOST_CODECS = 256
 
 
 class Target(Protocol):
-    """The version that was chosen for one request. `codec` is for this module to keep its own; `invalid`
-    counts a request that could not be decoded, `unsent` an answer that could not be encoded."""
+    """The version that was chosen for one request. `fixed`: in this turn of the loop the same question is
+    answered alike. `codec` is for this module to keep its own; `invalid` counts a request that could not be
+    decoded, `unsent` an answer that could not be encoded."""
 
     codec: Any
+    fixed: bool
 
     @property
     def model(self) -> str: ...
@@ -63,7 +65,7 @@ class Target(Protocol):
     def version(self) -> Version: ...
     @property
     def settings(self) -> ModelSettings: ...
-    def submit(self, request: Request, sink: Sink) -> Ticket: ...
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]: ...
     def invalid(self, received_s: float) -> None: ...
     def unsent(self) -> bool: ...
 
@@ -95,11 +97,13 @@ class V2:
         self._server = {"name": server_name, "version": server_version, "extensions": views.EXTENSIONS}
         # By path as sent. Cleared when full: a client that invents paths costs 3 us each, and no memory.
         self._asks: dict[bytes, Ask] = {}
+        # Equal facts of all connections are one object.
+        self._facts: dict[_Facts, _Facts] = {}
         # By version key: each letter from control brings Versions and Targets anew, with equal keys.
         self._codecs: dict[str, Codec] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def admit(self, head: Head) -> Refusal | object | None:
+    def admit(self, head: Head, received_s: float) -> Refusal | object | None:
         """Stage one, on the head alone: the path, the method, the time-out, and whether there is room."""
         facts: _Facts | None = head.notes[0]
         try:
@@ -108,7 +112,7 @@ class V2:
                 if not isinstance(verdict, _Facts):
                     return verdict
                 facts = head.notes[0] = verdict
-            refused = self._infer.admit(facts.model, facts.number, facts.wait_s, head.received_s)
+            refused = self._infer.admit(facts.model, facts.number, facts.wait_s, received_s)
         except InterlockError as error:
             return failure(error)
         return facts if refused is None else failure(refused)
@@ -123,7 +127,7 @@ class V2:
             return failure(NotFound(f"no such path: {_shown(head.path)}; V2 begins at /v2"))
         if ask.is_infer and head.method == b"POST":
             headers = head.headers
-            return _Facts(
+            facts = _Facts(
                 ask.model,
                 ask.number,
                 label(headers, UNIT),
@@ -134,6 +138,9 @@ class V2:
                 timeout_s(headers[TIMEOUT_MS]) if TIMEOUT_MS in headers else None,
                 trace_line(headers),
             )
+            if len(self._facts) >= _MOST_PATHS:
+                self._facts.clear()
+            return self._facts.setdefault(facts, facts)
         if ask.action is Action.UNSUPPORTED:
             return failure(Unsupported(f"{_shown(head.path)} is known to the protocol, but not offered here"))
         allowed = (b"POST",) if ask.action in POSTS else READS
@@ -143,45 +150,54 @@ class V2:
             return Refusal(405, JSON + b"allow: %b\r\n" % methods, _encode({"error": message}))
         return ask
 
-    def handle(self, exchange: Exchange) -> None:
-        """Answer an admitted request, now or when the model has."""
-        asked = exchange.context
-        if asked.__class__ is _Facts:
-            self._handle_infer(exchange, asked)
-            return
-        try:
-            self._handle_other(exchange, asked)
-        except InterlockError as error:
-            answer_failure(exchange, error)
-
-    async def close(self) -> None:
-        """Wait for what `handle` began and has not answered."""
-        if self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # --- infer ---
-
-    def _handle_infer(self, exchange: Exchange, facts: "_Facts") -> None:
-        received_s = exchange.head.received_s
-        wait_s = facts.wait_s
-        urgency = facts.urgency
-        target = None
-        try:
-            target = self._infer.choose(facts.model, facts.number, facts.unit)
-            codec = target.codec or self._codec(target)
-            message = codec.decode(exchange.body, facts.header_length)
-            settings, answer, client_id = target.settings, message.answer, message.id
-            parameters = message.parameters
-            if parameters is not None:
-                wait_s, urgency = schedule(parameters, wait_s, urgency)
-            call = Call(exchange, target, answer, client_id, facts.trace)
+    def handle(self, exchanges: list[Exchange]) -> None:
+        """Answer admitted requests, now or when the model has. Those for one version go to it together."""
+        choose = self._infer.choose
+        jobs: list[tuple[Request, Call]] = []
+        by_target: dict[Target, list[tuple[Request, Call]]] = {}
+        known: _Facts | None = None
+        for exchange in exchanges:
+            if exchange.state:
+                continue  # its client has gone
+            facts = exchange.context
+            try:
+                if facts is not known:
+                    if facts.__class__ is not _Facts:
+                        self._handle_other(exchange, facts)
+                        continue
+                    known = None
+                    target = choose(facts.model, facts.number, facts.unit)
+                    codec = target.codec or self._codec(target)
+                    settings = target.settings
+                    jobs = by_target.get(target) or by_target.setdefault(target, [])
+                    if target.fixed:
+                        known = facts
+                try:
+                    inputs, rows, answer, client_id, parameters = codec.decode(
+                        exchange.body, facts.header_length
+                    )
+                    wait_s, urgency = facts.wait_s, facts.urgency
+                    if parameters is not None:
+                        wait_s, urgency = schedule(parameters, wait_s, urgency)
+                    received_s = exchange.received_s
+                    if wait_s is None:
+                        deadline_s = received_s + settings.default_timeout_s
+                    else:
+                        deadline_s = deadline(received_s, wait_s, settings)
+                except InvalidRequest:
+                    target.invalid(exchange.received_s)
+                    raise
+            except InterlockError as error:
+                answer_failure(exchange, error, b"", facts.trace)
+                continue
+            except Exception:
+                exchange.link.failed(exchange)
+                continue
             request = Request(
                 facts.model,
-                message.inputs,
-                message.rows,
-                received_s + settings.default_timeout_s
-                if wait_s is None
-                else deadline(received_s, wait_s, settings),
+                inputs,
+                rows,
+                deadline_s,
                 received_s,
                 facts.number,
                 answer.names,
@@ -191,18 +207,18 @@ class V2:
                 facts.segment,
                 settings.priority if urgency is None else urgency,
             )
-        except InterlockError as error:
-            if target is not None and isinstance(error, InvalidRequest):
-                target.invalid(received_s)
-            answer_failure(exchange, error, b"", facts.trace)
-            return
-        try:
-            ticket = target.submit(request, call)
-        except InterlockError as error:  # counted by the lane
-            answer_failure(exchange, error, b"", facts.trace)
-            return
-        if call.exchange is not None:
-            exchange.on_gone = ticket.cancel
+            jobs.append((request, Call(exchange, target, answer, client_id, facts.trace)))
+        for target, jobs in by_target.items():
+            for ticket, (_, call) in zip(target.submit(jobs), jobs, strict=True):
+                if ticket is not None and call.exchange is not None:
+                    call.exchange.on_gone = ticket.cancel
+
+    async def close(self) -> None:
+        """Wait for what `handle` began and has not answered."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- infer ---
 
     def _codec(self, target: Target) -> Codec:
         version = target.version
@@ -231,6 +247,12 @@ class V2:
     # --- the rest ---
 
     def _handle_other(self, exchange: Exchange, ask: Ask) -> None:
+        try:
+            self._answer_other(exchange, ask)
+        except InterlockError as error:
+            answer_failure(exchange, error)
+
+    def _answer_other(self, exchange: Exchange, ask: Ask) -> None:
         infer = self._infer
         match ask.action:
             case Action.SERVER:

@@ -39,6 +39,7 @@ class Call(msgspec.Struct, eq=False):
     answer: Answer
     client_id: str | None
     trace: bytes
+    """Header lines that go back as they came."""
 
     def part(self, response: Response) -> None:
         """Versions that stream are refused before they start: this one broke its word."""
@@ -52,6 +53,12 @@ class Call(msgspec.Struct, eq=False):
         if exchange is None:
             return
         self.exchange = None
+        rows = response.batch.texts.get(self.answer)
+        if rows is not None and self.client_id is None:  # encoded with its batch: 0.1 us less than by a call
+            exchange.respond(
+                200, (_JSON_AND_ID, response.request_id, b"\r\n", self.trace), rows[response.start]
+            )
+            return
         try:
             text, binary = self.answer.answer(response, self.client_id)
         except Exception as error:
