@@ -80,7 +80,7 @@ def test_every_name_in_a_life_exists(file: Path) -> None:
 def test_a_name_that_does_not_exist_is_caught() -> None:
     text = "`serving/lane.py:Lane.start` `serving/lane.py:Lane.begin` `serving/nowhere.py` `core/model.py:M`"
     assert unknown(text) == ["serving/lane.py:Lane.begin", "serving/nowhere.py", "core/model.py:M"]
-    assert unknown("`serving/lane.py:HUNG_SHARE` `core/state.py:ArmCounts.lost`") == []
+    assert unknown("`serving/suspects.py:HUNG_SHARE` `core/state.py:ArmCounts.lost`") == []
 
 
 def test_links_and_files_that_the_docs_name_exist() -> None:

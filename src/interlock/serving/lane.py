@@ -1,7 +1,6 @@
 """Lane: the async shell of one version's batcher in one worker; joins, runs, takes apart, answers in time.
 
-The fast path has no coroutine and no timer: requests of one turn of the loop are joined and, inline, run in
-the same turn. All methods are for the worker's event loop.
+The fast path has no coroutine and no timer. All methods are for the worker's event loop.
 """
 
 import asyncio
@@ -30,18 +29,11 @@ from interlock.serving.call import Call, Part, split
 from interlock.serving.delivery import Delivery
 from interlock.serving.latency import LatencyModel
 from interlock.serving.placement import Place, StreamPlace, stream_place
+from interlock.serving.suspects import hung_at, one_by_one
 
 Item = Call | Part
 
-# A place that can kill gives a batch up as hung after this share of the time that its most urgent request
-# has left: early enough to try the halves five times over, so that the neighbours of a request that hangs
-# the model are still answered.
-HUNG_SHARE = 0.25
-HUNG_AT_LEAST_S = 0.5
-HUNG_TIMES_PREDICTED = 10.0
 REJOIN_PAUSE_S = 0.02
-CRASH_COSTS_S = 1.0
-"""What a batch that ends its process costs: the start of another, and the supervisor's pauses."""
 
 
 class Lane:
@@ -182,17 +174,12 @@ class Lane:
         refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
         if refusal is not None or request.rows <= self._batcher.max_rows:
             return refusal
-        if not self._joinable:
-            return RequestTooLarge(
-                f"{request.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
-                f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
-            )
-        if request.rows > self.settings.queue_rows:
-            return RequestTooLarge(
-                f"{request.rows} rows in one request: the queue of '{self.version.model}' holds"
-                f" {self.settings.queue_rows}; send fewer"
-            )
-        return None
+        if self._joinable:
+            return None
+        return RequestTooLarge(
+            f"{request.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
+            f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
+        )
 
     def _shapes(self, request: Request) -> tuple[tuple[int, ...], ...]:
         return tuple(
@@ -222,15 +209,11 @@ class Lane:
             self._settle_failed(batch, InvalidRequest(f"the inputs cannot be joined: {error}"), now)
             return
         request = first.request if isinstance(first, Call) else first.call.request
+        # One that is alone because its batch failed is a suspect: its neighbours wait behind it.
+        has_neighbours = len(items) > 1 or batch.depth > 0
+        soonest_s = min([item.deadline_s for item in items]) if has_neighbours else first.deadline_s
         predicted_s = self._latency.predict(max(1, batch.rows))
-        soonest_s = first.deadline_s
-        if len(items) > 1 or batch.depth:
-            # One that is alone because its batch failed is a suspect: its neighbours wait behind it.
-            soonest_s = min([item.deadline_s for item in items])
-            allowed_s = HUNG_SHARE * (soonest_s - now)
-        else:
-            allowed_s = soonest_s - now
-        kill_at_s = now + max(allowed_s, HUNG_AT_LEAST_S, HUNG_TIMES_PREDICTED * predicted_s)
+        kill_at_s = hung_at(now, soonest_s, predicted_s, has_neighbours)
         self._running[batch] = None
         if self._crumb is not None:
             self._crumb(self.version.key, len(items))
@@ -341,7 +324,7 @@ class Lane:
         """Try a failed batch in smaller ones, in the way that is cheaper for what the failure cost."""
         if isinstance(error, ModelCrashed):
             items = sum(not item.gone for item in batch.items)
-            if items * self._latency.predict(1) <= items.bit_length() * CRASH_COSTS_S:
+            if one_by_one(items, self._latency.predict(1)):
                 return self._batcher.isolate(batch)
         return self._batcher.halve(batch)
 
