@@ -113,7 +113,6 @@ class Lane:
         this returns, without an id, and has None for a ticket.
         """
         batcher = self._batcher
-        offer = batcher.offer
         most_rows = batcher.max_rows
         shut = self.draining or self.broken is not None or bool(self._running)
         one_shape = self._one_shape
@@ -150,10 +149,10 @@ class Lane:
                 request.received_s,
             )
             if rows <= most_rows:
-                offer(call)
+                batcher.offer(call)
             else:
                 for part in split(call, most_rows):
-                    offer(part)
+                    batcher.offer(part)
             begun += 1
             tickets.append(call)
         tally.dispatched(begun)
