@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (counts.dispatched, counts.ok, counts.timed_out, counts.refused) == (3, 3, 1, 1)
     assert (counts.rows, counts.batches, counts.compute_ns) == (5, 1, 1_000_000)
     assert counts.total.count == 4 and counts.total.sum_s == pytest.approx(1.009)
+    assert counts.not_ok_ns == 1_000_000_000 and counts.ok_s == pytest.approx(0.009)
     assert counts.queue.count == 3 and counts.queue.sum_s == pytest.approx(0.0015)
     assert counts.compute.quantile(0.5) == pytest.approx(0.001, rel=0.2)
 
@@ -207,11 +209,58 @@ def test_old_arms_are_merged_into_their_version(tmp_path: Path, monkeypatch: pyt
     assert totals[ArmKey("m", "1", 23, 0, 0)].dispatched == 1
 
 
+def test_an_answer_that_could_not_be_sent_is_a_failure_with_its_duration(tmp_path: Path) -> None:
+    slot = Block.create(tmp_path, "worker-0", 1).slot(KEY)
+    slot.dispatched(2)
+    slot.settled_ok(0.25, 0.0)
+    slot.settled_ok(0.5, 0.0)
+    slot.unsent(0.5)
+    counts = read_all(tmp_path)[KEY]
+    assert (counts.ok, counts.failed, counts.not_ok_ns, counts.ok_s) == (1, 1, 500_000_000, 0.25)
+
+
+SCHEMA_1_KEY = b'{"model":"m","version":"1","release":3,"epoch":0,"arm":0}'
+SCHEMA_1_CELLS = [6, 1, 1, 1, 1, 2, 60, 3, 2_500, *[0] * 96, 10, 9_000, *[0] * 96, 6, 5_000, *[0] * 96, 3]
+SCHEMA_1_CELLS += [2_500, 11]
+"""One row as the first schema had it: nine counts, three histograms with their sums, dispatched."""
+
+
+def test_what_the_first_schema_counted_is_kept(tmp_path: Path) -> None:
+    """An upgrade loses neither the retired totals nor the blocks of the processes that ran before it."""
+    folder = tmp_path / "counters"
+    folder.mkdir()
+    key, cells = SCHEMA_1_KEY.decode(), ",".join(map(str, SCHEMA_1_CELLS))
+    (folder / "retired.json").write_text(
+        f'{{"folded":[],"arms":[{{"key":{key},"lost":4,"cells":[{cells}]}}],"schema":1}}'
+    )
+    header = array("q", [0] * 512)
+    header[layout.MAGIC_AT], header[layout.SCHEMA_AT], header[layout.ROW_BYTES] = layout.MAGIC, 1, 3456
+    row = array("q", [len(SCHEMA_1_KEY), *[0] * 127, *SCHEMA_1_CELLS]).tobytes()
+    row = row[:8] + SCHEMA_1_KEY + row[8 + len(SCHEMA_1_KEY) :]
+    old = folder / "worker-0-1.block"
+    old.write_bytes(header.tobytes() + row + bytes(3456))
+    arm = ArmKey("m", "1", 3, 0, 0)
+    for lost in (4, 5):  # before and after the fold
+        counts = read_all(tmp_path)[arm]
+        assert (counts.dispatched, counts.ok, counts.refused, counts.lost) == (22, 12, 4, lost)
+        assert (counts.invalid, counts.failed, counts.timed_out, counts.cancelled) == (2, 2, 2, 2)
+        assert (counts.rows, counts.batches, counts.compute_ns, counts.not_ok_ns) == (120, 6, 5_000, 0)
+        assert [h.count for h in (counts.total, counts.queue, counts.compute)] == [20, 12, 6]
+        assert counts.total.sum_s == counts.ok_s == pytest.approx(18e-6)
+        fold(tmp_path, old)
+    assert not old.exists()
+    assert b'"schema":2' in (folder / "retired.json").read_bytes()
+
+
 def test_retired_totals_that_cannot_be_understood_are_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "counters"
     folder.mkdir()
     (folder / "retired.json").write_text('{"schema": 99}')
     with pytest.raises(SchemaTooNew, match="99"):
+        read_all(tmp_path)
+    row = f'{{"key":{SCHEMA_1_KEY.decode()},"lost":0,"cells":[1,2]}}'
+    (folder / "retired.json").write_text(f'{{"arms":[{row}],"schema":2}}')
+    with pytest.raises(LedgerError, match="a row of 2 cells, which schema 2 does not have"):
         read_all(tmp_path)
     (folder / "retired.json").write_text("{")
     with pytest.raises(LedgerError, match="move it away"):

@@ -100,7 +100,7 @@ class DirectTarget:
     def invalid(self, received_s: float) -> None:
         self._owner.invalid.append(self.version.key)
 
-    def unsent(self) -> bool:
+    def unsent(self, received_s: float) -> bool:
         self._owner.unsent.append(self.version.key)
         return self._owner.unsent.count(self.version.key) == 1
 

@@ -15,7 +15,9 @@ import pytest
 from interlock.core.errors import NotReady, PredictFailed
 from interlock.core.model import Signature, TensorSpec
 from interlock.core.request import parse_request_id
+from interlock.core.state import BUCKETS, ArmCounts, ArmKey, Histogram
 from interlock.wire.v2_call import Call
+from interlock.wire.v2_views import statistics
 from tests.wire.direct import DirectInfer, iris, serving, version
 from tests.wire.node import Answer, Node, running
 
@@ -108,6 +110,16 @@ def test_load_and_unload_need_permission(node: Node, infer: DirectInfer) -> None
     assert node.ask("POST", "/v2/repository/models/none/load").status == 404
     configured = node.ask("POST", "/v2/repository/models/iris/load", b'{"parameters":{"config":"{}"}}')
     assert configured.status == 501 and "config" in configured.error
+
+
+def test_statistics_keep_the_time_of_successes_and_of_failures_apart() -> None:
+    counts = ArmCounts(
+        dispatched=9, ok=2, invalid=1, failed=1, timed_out=2, cancelled=1, lost=2, not_ok_ns=4_000_000_000,
+        total=Histogram((7, *[0] * (BUCKETS - 1)), 4.25),
+    )  # fmt: skip
+    (entry,) = statistics([(ArmKey("iris", "2", 1, 0, 0), counts)])["model_stats"]
+    assert entry["inference_stats"]["success"] == {"count": 2, "ns": 250_000_000}
+    assert entry["inference_stats"]["fail"] == {"count": 7, "ns": 4_000_000_000}
 
 
 def test_statistics_count_requests_and_rows(node: Node) -> None:

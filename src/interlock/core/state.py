@@ -83,6 +83,7 @@ class ArmCounts(msgspec.Struct, frozen=True):
     dispatched = ok + invalid + failed + timed_out + cancelled + (still in flight or lost in a crash).
     `invalid` is the client's fault and never counts against an arm. `lost` is filled when a crashed
     incarnation is folded: dispatched but never settled is a failure of that arm.
+    `total` is of all that settled; `not_ok_ns` is how much of its sum those took that were not `ok`.
     """
 
     dispatched: int = 0
@@ -96,9 +97,15 @@ class ArmCounts(msgspec.Struct, frozen=True):
     rows: int = 0
     batches: int = 0
     compute_ns: int = 0
+    not_ok_ns: int = 0
     total: Histogram = Histogram()
     queue: Histogram = Histogram()
     compute: Histogram = Histogram()
+
+    @property
+    def ok_s(self) -> float:
+        """Seconds from receipt to answer of all that were `ok` together."""
+        return max(self.total.sum_s - self.not_ok_ns / 1e9, 0.0)
 
     def merge(self, other: "ArmCounts") -> "ArmCounts":
         """Both together."""

@@ -106,7 +106,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("nv_inference_count", "counter", _VERSION, "Triton: rows that were computed."),
     Metric("nv_inference_exec_count", "counter", _VERSION, "Triton: batches that were computed."),
     Metric(
-        "nv_inference_request_duration_us", "counter", _VERSION, "Triton: cumulative time of requests, in us."
+        "nv_inference_request_duration_us",
+        "counter",
+        _VERSION,
+        "Triton: cumulative time of requests that were answered, in us.",
     ),
     Metric(
         "nv_inference_queue_duration_us", "counter", _VERSION, "Triton: cumulative time in the queue, in us."
@@ -227,7 +230,7 @@ def _versions(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
     )
     yield from values("nv_inference_count", lambda arm: arm.rows)
     yield from values("nv_inference_exec_count", lambda arm: arm.batches)
-    yield from values("nv_inference_request_duration_us", lambda arm: round(arm.total.sum_s * 1e6))
+    yield from values("nv_inference_request_duration_us", lambda arm: round(arm.ok_s * 1e6))
     yield from values("nv_inference_queue_duration_us", lambda arm: round(arm.queue.sum_s * 1e6))
     yield from values("nv_inference_compute_infer_duration_us", lambda arm: round(arm.compute.sum_s * 1e6))
 

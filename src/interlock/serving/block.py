@@ -22,7 +22,8 @@ from interlock.core.errors import ConfigError
 from interlock.core.state import BOUNDS_S, BUCKETS, ArmKey
 
 MAGIC = 0x4B434F4C_42544E49  # "INTBLOCK" in the byte order of the machine that wrote it
-SCHEMA = 1
+SCHEMA = 2
+"""2: `NOT_OK_NS`. Blocks of schema 1 are read and folded still (`block_reader.upgraded`)."""
 
 # Header, in cells of 8 bytes.
 (MAGIC_AT, SCHEMA_AT, PID, INCARNATION, ROW_BYTES, HEARTBEAT_NS, OVERFLOWED) = range(7)
@@ -35,9 +36,10 @@ HEADER_BYTES = 4096
 # One row: key (length, then JSON), then these cells.
 KEY_CELLS = 128
 KEY_BYTES = (KEY_CELLS - 1) * 8
-(OK, INVALID, FAILED, TIMED_OUT, CANCELLED, REFUSED, ROWS, BATCHES, COMPUTE_NS) = range(9)
-TOTAL = 9
-"""First of `BUCKETS` cells: requests by seconds from receipt to settlement; `TOTAL_SUM_NS` is their sum."""
+(OK, INVALID, FAILED, TIMED_OUT, CANCELLED, REFUSED, ROWS, BATCHES, COMPUTE_NS, NOT_OK_NS) = range(10)
+TOTAL = 10
+"""First of `BUCKETS` cells: requests by seconds from receipt to settlement; `TOTAL_SUM_NS` is their sum,
+of which those that were settled otherwise than OK took `NOT_OK_NS`."""
 TOTAL_SUM_NS = TOTAL + BUCKETS
 QUEUE = TOTAL_SUM_NS + 1
 QUEUE_SUM_NS = QUEUE + BUCKETS
@@ -79,11 +81,20 @@ class Slot:
         self.cells[DISPATCHED] += requests
 
     def settled(self, kind: int, total_s: float) -> None:
-        """`kind`: OK, INVALID, FAILED, TIMED_OUT or CANCELLED."""
+        """Not answered well, `total_s` after receipt. `kind`: INVALID, FAILED, TIMED_OUT or CANCELLED."""
         cells = self.cells
+        nanoseconds = int(total_s * 1e9)
         cells[TOTAL + bisect_left(BOUNDS_S, total_s)] += 1
-        cells[TOTAL_SUM_NS] += int(total_s * 1e9)
+        cells[TOTAL_SUM_NS] += nanoseconds
+        cells[NOT_OK_NS] += nanoseconds
         cells[kind] += 1
+
+    def unsent(self, total_s: float) -> None:
+        """Counted OK, `total_s` after receipt, and then not sent: a failure after all."""
+        cells = self.cells
+        cells[NOT_OK_NS] += int(total_s * 1e9)
+        cells[OK] -= 1
+        cells[FAILED] += 1
 
     def settled_ok(self, total_s: float, queue_s: float) -> None:
         """Answered well: `total_s` since receipt, of which `queue_s` waiting for its batch."""

@@ -29,6 +29,7 @@ from interlock.serving.block import (
     KILL_AT_NS,
     MAGIC,
     MAGIC_AT,
+    NOT_OK_NS,
     OK,
     OVERFLOWED,
     OWNER,
@@ -40,7 +41,6 @@ from interlock.serving.block import (
     QUEUE_SUM_NS,
     REFUSED,
     REQUESTS,
-    ROW,
     ROW_BYTES,
     ROW_CELLS,
     ROWS,
@@ -58,6 +58,10 @@ from interlock.serving.block import (
 )
 
 _key_json = msgspec.json.Decoder(ArmKey)
+
+_ROW_CELLS = {1: 432, SCHEMA: ROW_CELLS}
+_CELLS = {1: 304, SCHEMA: CELLS}
+"""By schema: what one row takes, and how many cells of it are counts."""
 
 
 class BlockView(msgspec.Struct, frozen=True):
@@ -138,6 +142,14 @@ def owner_is_dead(path: Path) -> bool:
     return True
 
 
+def upgraded(row: list[int], schema: int) -> list[int] | None:
+    """The counts of one row that a process of `schema` wrote, as `CELLS` cells; None if it has another number
+    of them than that schema. What schema 1 did not count is 0."""
+    if len(row) != _CELLS.get(schema):
+        return None
+    return row if schema == SCHEMA else [*row[:NOT_OK_NS], 0, *row[NOT_OK_NS:]]
+
+
 def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
     """The cells of one row as the mergeable state."""
     return ArmCounts(
@@ -152,6 +164,7 @@ def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
         rows=row[ROWS],
         batches=row[BATCHES],
         compute_ns=row[COMPUTE_NS],
+        not_ok_ns=row[NOT_OK_NS],
         total=Histogram(tuple(row[TOTAL:TOTAL_SUM_NS]), row[TOTAL_SUM_NS] / 1e9),
         queue=Histogram(tuple(row[QUEUE:QUEUE_SUM_NS]), row[QUEUE_SUM_NS] / 1e9),
         compute=Histogram(tuple(row[COMPUTE:COMPUTE_SUM_NS]), row[COMPUTE_SUM_NS] / 1e9),
@@ -175,11 +188,14 @@ def _opened(path: Path, whole: bool) -> Iterator[tuple[mmap.mmap, memoryview] | 
         os.close(fd)
     with mapped, memoryview(mapped) as raw, raw[: len(raw) // 8 * 8].cast("q") as cells:
         ours = size >= HEADER_BYTES and cells[MAGIC_AT] == MAGIC
-        yield (mapped, cells) if ours and (cells[SCHEMA_AT], cells[ROW_BYTES]) == (SCHEMA, ROW) else None
+        row_cells = _ROW_CELLS.get(cells[SCHEMA_AT]) if ours else None
+        yield (mapped, cells) if row_cells and cells[ROW_BYTES] == row_cells * 8 else None
 
 
 def _rows(mapped: mmap.mmap, cells: memoryview) -> Iterator[tuple[ArmKey, list[int]]]:
-    for at in range(HEADER_BYTES // 8, len(cells) - ROW_CELLS + 1, ROW_CELLS):
+    schema = cells[SCHEMA_AT]
+    row_cells, counts = _ROW_CELLS[schema], _CELLS[schema]
+    for at in range(HEADER_BYTES // 8, len(cells) - row_cells + 1, row_cells):
         length = cells[at]
         if not 0 < length <= KEY_BYTES:
             return
@@ -188,8 +204,8 @@ def _rows(mapped: mmap.mmap, cells: memoryview) -> Iterator[tuple[ArmKey, list[i
             key = _key_json.decode(mapped[start : start + length])
         except msgspec.DecodeError:
             return
-        row = cells[at + KEY_CELLS : at + KEY_CELLS + CELLS].tolist()
-        if any(row):
+        row = upgraded(cells[at + KEY_CELLS : at + KEY_CELLS + counts].tolist(), schema)
+        if row and any(row):
             yield key, row
 
 

@@ -24,6 +24,7 @@ from interlock.serving.block import (
     INVALID,
     OK,
     OTHER,
+    SCHEMA,
     TIMED_OUT,
     Block,
     Phase,
@@ -38,6 +39,7 @@ from interlock.serving.block_reader import (
     owner_is_dead,
     read_block,
     read_rows,
+    upgraded,
 )
 
 __all__ = [
@@ -61,7 +63,8 @@ __all__ = [
     "read_block",
 ]
 
-RETIRED_SCHEMA = 1
+RETIRED_SCHEMA = SCHEMA
+"""Its arms have the cells of the blocks' schema of the same number."""
 MOST_RETIRED = 4096
 """Arms that are kept apart; beyond, those of the oldest releases become one row a model and version."""
 
@@ -75,7 +78,7 @@ class _Arm(msgspec.Struct, frozen=True):
 class _Retired(msgspec.Struct, frozen=True):
     folded: list[str] = []
     arms: list[_Arm] = []
-    schema: int = RETIRED_SCHEMA
+    schema: int = 1  # what a file without one has; written always
 
 
 _decoder = msgspec.json.Decoder(_Retired)
@@ -107,7 +110,7 @@ def fold(run_folder: Path, dead: Path) -> None:
             # A name whose file is gone is never asked for again: incarnations are not reused.
             folded = [name for name in retired.folded if (folder / name).exists()]
             arms = _collapse(_add(retired.arms, rows))
-            _store(folder, _Retired(folded=[*folded, dead.name], arms=arms))
+            _store(folder, _Retired([*folded, dead.name], arms, RETIRED_SCHEMA))
         dead.unlink(missing_ok=True)
 
 
@@ -169,9 +172,16 @@ def _load(folder: Path) -> _Retired:
         raise LedgerError(f"{path} cannot be read ({error}): move it away to count from zero") from error
     if retired.schema > RETIRED_SCHEMA:
         raise SchemaTooNew(f"{path} has schema {retired.schema}, this Interlock reads {RETIRED_SCHEMA}")
-    if any(len(arm.cells) != CELLS for arm in retired.arms):
-        raise LedgerError(f"{path} has rows of another length than {CELLS}: move it away to count from zero")
-    return retired
+    arms = []
+    for arm in retired.arms:
+        cells = upgraded(arm.cells, retired.schema)
+        if cells is None:
+            raise LedgerError(
+                f"{path} has a row of {len(arm.cells)} cells, which schema {retired.schema} does not have"
+                f" (schema {SCHEMA} has {CELLS}): move it away to count from zero"
+            )
+        arms.append(_Arm(arm.key, arm.lost, cells))
+    return _Retired(retired.folded, arms, RETIRED_SCHEMA)
 
 
 def _store(folder: Path, retired: _Retired) -> None:

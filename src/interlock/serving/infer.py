@@ -23,7 +23,7 @@ from interlock.core.request import deadline as deadline_of
 from interlock.core.route import Arm, Route
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.admission import decide
-from interlock.serving.block import FAILED, INVALID, OK, Block, Slot
+from interlock.serving.block import INVALID, Block, Slot
 from interlock.serving.lane import Lane
 
 DIRECT_ARM = 255
@@ -76,12 +76,11 @@ class Target:
         self.slot.dispatched()
         self.slot.settled(INVALID, monotonic() - received_s)
 
-    def unsent(self) -> bool:
+    def unsent(self, received_s: float) -> bool:
         """Outputs that the lane took for good could not be encoded: a failure, not a success. Returns whether
         this is the first one of the version, which is worth a line in the log."""
         # The same totals, and within one turn of the loop of the lane's own count.
-        self.slot.cells[OK] -= 1
-        self.slot.cells[FAILED] += 1
+        self.slot.unsent(monotonic() - received_s)
         return self._infer.is_first_unsent(self.version.key)
 
 

@@ -22,9 +22,9 @@ _BINARY = b"content-type: application/octet-stream\r\n" + JSON_LENGTH + b": "
 class Accounts(Protocol):
     """Where the wire tells what the lane cannot see."""
 
-    def unsent(self) -> bool:
+    def unsent(self, received_s: float) -> bool:
         """Outputs that the lane took for good could not be sent: count that, and say whether it is the first
-        time for this version."""
+        time for this version. `received_s`: when the request came (monotonic)."""
         ...
 
 
@@ -87,7 +87,7 @@ class Call(msgspec.Struct, eq=False):
             "version": response.version,
             "request_id": response.request_id.decode("ascii", "replace"),
         }
-        if self.target.unsent():  # it would be one traceback a request
+        if self.target.unsent(exchange.received_s):  # it would be one traceback a request
             _LOG.error("outputs could not be encoded", exc_info=error, extra={"fields": fields})
         if not isinstance(error, InterlockError):
             error = ModelFailed(

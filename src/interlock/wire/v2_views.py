@@ -121,9 +121,11 @@ def statistics(counted: Iterable[tuple[ArmKey, ArmCounts]]) -> dict[str, Any]:
 
 
 def _durations(counts: ArmCounts) -> dict[str, dict[str, int]]:
+    # Whatever was dispatched and is not a success; what a crash cut off has no duration.
+    failures = counts.invalid + counts.failed + counts.timed_out + counts.cancelled + counts.lost
     return {
-        "success": {"count": counts.ok, "ns": round(counts.total.sum_s * 1e9)},
-        "fail": {"count": counts.failed + counts.timed_out + counts.lost, "ns": 0},
+        "success": {"count": counts.ok, "ns": round(counts.ok_s * 1e9)},
+        "fail": {"count": failures, "ns": counts.not_ok_ns},
         "queue": {"count": counts.queue.count, "ns": round(counts.queue.sum_s * 1e9)},
         "compute_input": {"count": counts.ok, "ns": 0},
         "compute_infer": {"count": counts.ok, "ns": counts.compute_ns},
