@@ -1,13 +1,18 @@
 """Who is answered by which arm: the same one each time, moving only to the candidate as it grows."""
 
 from collections import Counter
+from math import inf, nan
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.core.errors import ConfigError
-from interlock.core.route import Arm, Route, single, unit_position
+from interlock.core.letters import Desired, ModelDesired, decode_desired, encode
+from interlock.core.model import Capabilities, Model, Signature, TensorSpec, Version
+from interlock.core.route import Arm, Mirror, Range, Route, check_mirror, single, unit_position
 
 units = st.binary(min_size=0, max_size=40)
 weights = st.floats(0.0, 1.0)
@@ -92,3 +97,74 @@ def test_the_share_of_units_is_the_weight() -> None:
 def test_weights_that_are_no_shares_are_refused(shares: list[float]) -> None:
     with pytest.raises(ConfigError, match="want shares in"):
         Route(1, 0, "s", tuple(Arm(k, "a", str(k), share) for k, share in enumerate(shares)))
+
+
+def mirrored(**changes: Any) -> Route:
+    return msgspec.structs.replace(
+        two_arms(0.1), mirror=Mirror(**{"candidate": 1, "reverse": 1.0, **changes})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reverse": 1.5}, "reverse=1.5: want a share"),
+        ({"shadow": -0.1}, "shadow=-0.1: want a share"),
+        ({"shadow": nan}, "shadow=nan: want a share"),
+        ({"reverse": 0.0}, "copies nothing"),
+        ({"tolerance": -1.0}, "tolerance -1.0"),
+        ({"latency_ratio": 0.0}, "latency ratio 0.0"),
+        ({"latency_ratio": inf}, "latency ratio inf"),
+        ({"ranges": (Range("p", 1.0, 0.0),)}, r"'p': \[1.0, 0.0\] holds no number"),
+        ({"ranges": (Range("p", nan, 0.0),)}, "holds no number"),
+        ({"candidate": 0}, r"arm 0: want a candidate's index, one of \[1\]"),
+        ({"candidate": 2}, "arm 2: want a candidate's index"),
+    ],
+)
+def test_a_mirror_that_makes_no_sense_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        mirrored(**changes)
+
+
+def version(number: str, **changes: Any) -> Version:
+    x, label = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("label", "INT64", (-1,))
+    made = Version("m", number, "sha256:" + number * 64, "onnx", "m.onnx", Signature((x,), (label,)))
+    return msgspec.structs.replace(made, **changes)
+
+
+OTHER = (TensorSpec("x", "FP32", (-1, 5)),)
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"capabilities": Capabilities(side_effect_free=False)}, "has side effects"),
+        ({"capabilities": Capabilities(streaming=True)}, "answers in a stream"),
+        ({"signature": Signature(OTHER, version("1").signature.outputs)}, "take different inputs"),
+        ({"signature": Signature(version("1").signature.inputs, OTHER)}, "leave shielded out"),
+    ],
+)
+def test_only_what_may_run_twice_is_mirrored(number: str, changes: dict[str, Any], told: str) -> None:
+    versions = {"1": version("1"), "2": version("2")}
+    check_mirror(mirrored(shielded=True), versions)
+    versions[number] = version(number, **changes)
+    with pytest.raises(ConfigError, match=told):
+        check_mirror(mirrored(shielded=True), versions)
+    check_mirror(two_arms(0.1), versions)  # a plain canary may do all of it
+
+
+def test_other_outputs_can_be_compared_though_not_passed_on() -> None:
+    other = version("2", signature=Signature(version("1").signature.inputs, OTHER))
+    check_mirror(mirrored(), {"1": version("1"), "2": other})
+
+
+def test_a_mirror_travels_in_the_letter() -> None:
+    route = mirrored(shadow=0.25, shielded=True, ranges=(Range("p", 0.0, 1.0),))
+    letter = Desired("n", 1, (ModelDesired(Model("m"), (version("1"), version("2")), route),))
+    assert decode_desired(encode(letter)) == letter
+
+
+def test_an_open_range_travels_too() -> None:
+    route = mirrored(ranges=(Range("p", least=0.0),))
+    assert msgspec.json.decode(msgspec.json.encode(route), type=Route) == route
