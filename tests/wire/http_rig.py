@@ -37,6 +37,9 @@ class Stage:
             raise ZeroDivisionError("admit")
         return ("admitted", head.path)
 
+    def even_at(self, context: object) -> int:
+        return 0
+
     def handle(self, exchanges: list[Exchange]) -> None:
         for exchange in exchanges:
             try:
@@ -85,9 +88,13 @@ class MemoryTransport(asyncio.Transport):
         self.has_eof = False
         self.is_paused = False
         self.peername: tuple[str, int] | None = None
+        self.protocol: asyncio.BaseProtocol | None = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.peername if name == "peername" else default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
 
     def write(self, data: Any) -> None:
         assert self.is_open and not self.has_eof, "written after the end"
@@ -159,9 +166,16 @@ class Peer:
         return self.sent
 
     def pump(self) -> None:
-        if self._kernel and self.transport.is_open and not self.transport.is_paused:
-            data, self._kernel = self._kernel, b""
-            self.connection.data_received(data)
+        while self._kernel and self.transport.is_open and not self.transport.is_paused:
+            protocol = self.transport.protocol
+            if isinstance(protocol, asyncio.BufferedProtocol):
+                room: Any = protocol.get_buffer(-1)
+                size = min(len(room), len(self._kernel))
+                room[:size], self._kernel = self._kernel[:size], self._kernel[size:]
+                protocol.buffer_updated(size)
+            else:
+                data, self._kernel = self._kernel, b""
+                self.connection.data_received(data)
 
     @property
     def sent(self) -> bytes:

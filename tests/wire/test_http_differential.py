@@ -24,7 +24,7 @@ def by_us(stream: bytes) -> tuple[list[Request], bool]:
         headers = dict(head.headers)
         if b"transfer-encoding" in headers:
             headers[b"transfer-encoding"] = headers[b"transfer-encoding"].lower()  # as h11 does
-        seen.append((head.method, target, headers, exchange.body))
+        seen.append((head.method, target, headers, bytes(exchange.body)))
     return seen, any(status >= 400 for status in peer.statuses)
 
 

@@ -45,7 +45,8 @@ BAD = [
 
 def said(exchange: Exchange) -> tuple[object, ...]:
     head = exchange.head
-    return head.method, head.path, head.query, head.headers, head.body_length, exchange.body, exchange.context
+    body = bytes(exchange.body)
+    return head.method, head.path, head.query, head.headers, head.body_length, body, exchange.context
 
 
 def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:

@@ -20,6 +20,9 @@ class Turns:
     def admit(self, head: Head, received_s: float) -> None:
         return None
 
+    def even_at(self, context: object) -> int:
+        return 0
+
     def handle(self, exchanges: list[Exchange]) -> None:
         self.turns.append([exchange.head.path for exchange in exchanges])
         for exchange in exchanges:

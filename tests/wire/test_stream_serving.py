@@ -110,6 +110,9 @@ class Streamer:
     def admit(self, head: Head, received_s: float) -> None:
         return None
 
+    def even_at(self, context: object) -> int:
+        return 0
+
     def handle(self, exchanges: list[Exchange]) -> None:
         for exchange in exchanges:
             self.take(exchange)

@@ -64,7 +64,7 @@ class Codec:
         first = signature.inputs[0] if signature.inputs else None
         self._row_name = first.name if first is not None else ""
 
-    def decode(self, body: bytes, header_length: int | None) -> Decoded:
+    def decode(self, body: bytes | memoryview, header_length: int | None) -> Decoded:
         """Read one request; `header_length` is the length of the JSON before binary tensors, None if all of
         the body is JSON, 0 if the body is the only input's raw tensor.
 
@@ -108,7 +108,7 @@ class Codec:
             answer = self._choose(parameters or _NO_PARAMETERS, message.outputs)
         return inputs, rows, answer, message.id, parameters
 
-    def _tensors(self, message: Message, body: bytes, at: int) -> tuple[Tensors, int]:
+    def _tensors(self, message: Message, body: bytes | memoryview, at: int) -> tuple[Tensors, int]:
         """The quick way: whatever is unusual raises, and is then taken apart by `_explain`."""
         tensors: Tensors = {}
         rows = 0
@@ -187,7 +187,7 @@ class Codec:
             )
         return message, tensors, rows[1] if rows else 1
 
-    def _raw(self, body: bytes) -> Decoded:
+    def _raw(self, body: bytes | memoryview) -> Decoded:
         """A request without JSON: the body is the tensor, and its length tells the one unknown axis."""
         if len(self._specs) != 1:
             raise InputMismatch(

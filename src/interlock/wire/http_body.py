@@ -111,7 +111,7 @@ class ChunkedBody:
         return None
 
 
-def inflate(body: bytes, encoding: bytes, max_bytes: int) -> bytes | Refusal:
+def inflate(body: bytes | memoryview, encoding: bytes, max_bytes: int) -> bytes | Refusal:
     """Decompress a body: `gzip`, `x-gzip` (RFC 1952) or `deflate` (RFC 1950, or bare 1951 as some send).
 
     Never keeps more than `max_bytes` + 1 bytes of output; takes about 1 ms a megabyte of output.

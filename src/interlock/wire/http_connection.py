@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from interlock.wire.access_log import AccessLog
 from interlock.wire.http_body import ChunkedBody, inflate
+from interlock.wire.http_bulk import BULK_BYTES, BulkBody
 from interlock.wire.http_exchange import CLOSE, DONE, GONE, KEEP, LINGER, OPEN, App, Exchange
 from interlock.wire.http_head import Head, HeadReader, Refusal, Scout, refusal
 from interlock.wire.http_limits import Counts, HttpLimits, body_is_late, linger_is_over
@@ -69,6 +70,7 @@ class Connection(asyncio.Protocol):
         "_access",
         "_app",
         "_body_left",
+        "_bulk",
         "_chunks",
         "_counts",
         "_current",
@@ -125,6 +127,7 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None
         self._is_dropping = False
         self._body_left = 0
+        self._bulk: BulkBody | None = None
         self._pieces: list[bytes] = []
         self._chunks: ChunkedBody | None = None
         self._dropped_bytes = 0
@@ -330,6 +333,8 @@ class Connection(asyncio.Protocol):
                         self._pieces.append(data[at:] if at else data)
                     self._body_left = left - (size - at)
                     self._dropped_bytes += size - at
+                    if self._body_left >= BULK_BYTES and not self._is_dropping:
+                        self._read_bulk()
                     break
             elif phase == _CHUNKED:
                 assert self._chunks is not None
@@ -348,6 +353,37 @@ class Connection(asyncio.Protocol):
                 self._drop(size - at)
                 break
         self._is_feeding = False
+
+    def _read_bulk(self) -> None:
+        """Have the rest of the current body read into its place."""
+        exchange = self._current
+        assert exchange is not None and exchange.head.body_length is not None
+        self._bulk = BulkBody(
+            self.transport,
+            self,
+            exchange.head.body_length,
+            self._app.even_at(exchange.context),
+            self._pieces,
+            self._progress,
+            self._bulk_complete,
+        )
+        self._pieces = []
+        self._bulk.begin()
+
+    def _progress(self, size: int, now_s: float) -> None:
+        self._touched_s = now_s
+        self._dropped_bytes += size
+
+    def _bulk_complete(self, body: memoryview) -> None:
+        self._bulk = None
+        self._phase = _HEAD
+        self._complete(body)
+
+    def _end_bulk(self) -> None:
+        """The body will not be used: what else comes of it is dropped."""
+        if self._bulk is not None:
+            self._bulk.give_back()
+            self._bulk = None
 
     def _feed_partial(self, data: bytes, at: int) -> int:
         """Collect a head that comes in pieces; returns the position behind the bytes used."""
@@ -454,7 +490,7 @@ class Connection(asyncio.Protocol):
             self._is_dropping = True
         exchange.respond(verdict.status, verdict.headers, verdict.body)
 
-    def _complete(self, body: bytes) -> None:
+    def _complete(self, body: bytes | memoryview) -> None:
         """The body of the current request is here."""
         exchange = self._current
         assert exchange is not None
@@ -501,7 +537,7 @@ class Connection(asyncio.Protocol):
             exchange.streamed.abort()
 
     def _send_continue(self, exchange: Exchange) -> None:
-        if exchange.head.expects_continue and exchange.state == OPEN and not self._pieces:
+        if exchange.head.expects_continue and exchange.state == OPEN and not (self._pieces or self._bulk):
             self.transport.write(_CONTINUE)
 
     def _too_long(self) -> Refusal:
@@ -538,6 +574,7 @@ class Connection(asyncio.Protocol):
         self._phase = _DROPPED
         self._partial = bytearray()
         self._pieces = []
+        self._end_bulk()
         self._chunks = None
         exchange = self._current
         self._current = None
@@ -587,6 +624,7 @@ class Connection(asyncio.Protocol):
         self._rest = b""
         self._partial = bytearray()
         self._pieces = []
+        self._end_bulk()
         self._chunks = None
         self._current = None
         self._tell_gone()

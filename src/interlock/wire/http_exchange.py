@@ -55,7 +55,7 @@ class Exchange(msgspec.Struct, eq=False):
     """
 
     head: Head
-    body: bytes
+    body: bytes | memoryview
     on_gone: Callable[[], None] | None
     context: Any
     link: Link
@@ -250,6 +250,10 @@ class App(Protocol):
     def admit(self, head: Head, received_s: float) -> Refusal | object | None:
         """Decide before the body is read. A Refusal ends the request; all else becomes `Exchange.context`,
         also of later small requests with the very same head, for which this is not called again."""
+        ...
+
+    def even_at(self, context: Any) -> int:
+        """Which byte of a large body shall lie on a boundary of 64 bytes: where its tensors begin."""
         ...
 
     def handle(self, exchanges: list[Exchange]) -> None:

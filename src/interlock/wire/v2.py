@@ -150,6 +150,10 @@ class V2:
             return Refusal(405, JSON + b"allow: %b\r\n" % methods, _encode({"error": message}))
         return ask
 
+    def even_at(self, context: Any) -> int:
+        """Where the binary tensors of an infer request begin."""
+        return (context.header_length or 0) if context.__class__ is _Facts else 0
+
     def handle(self, exchanges: list[Exchange]) -> None:
         """Answer admitted requests, now or when the model has. Those for one version go to it together."""
         choose = self._infer.choose
@@ -283,12 +287,12 @@ class V2:
                     infer.version(ask.model, ask.number)  # raises for what is unknown, instead of no counts
                 self._later(exchange, self._statistics(exchange, ask), "statistics")
             case Action.INDEX:
-                _answer(exchange, views.index(infer.index(), _only_ready(exchange.body)))
+                _answer(exchange, views.index(infer.index(), _only_ready(bytes(exchange.body))))
             case _:
                 self._handle_repository(exchange, ask)
 
     def _handle_repository(self, exchange: Exchange, ask: Ask) -> None:
-        body = _object(exchange.body)
+        body = _object(bytes(exchange.body))
         parameters = body.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise MalformedMessage("'parameters' is no object; leave it out")
