@@ -58,7 +58,7 @@ BOTH = x(parameters={"binary_data_size": 16})
 JSON_CASES: list[tuple[str, Any, str]] = [
     ("iris", [], "the body is a list; want a JSON object with 'inputs'"),
     ("iris", {}, "'inputs': got nothing; want a list of at least one input"),
-    ("iris", {"inputs": []}, "'inputs': got a list; want a list of at least one input"),
+    ("iris", {"inputs": []}, "'inputs': got an empty list; want a list of at least one input"),
     ("iris", {"inputs": {"x": 1}}, "'inputs': got an object"),
     ("iris", {"inputs": [3]}, "inputs[0] is a number; want an object with name, shape, datatype, data"),
     ("iris", x(name=7), "inputs[0].name is a number; want the input's name"),
@@ -211,6 +211,10 @@ BODY_CASES: list[tuple[bytes, str]] = [
     (b"", "the body is empty; want a JSON object with 'inputs'"),
     (b"inputs", "the body is not JSON"),
     (b"\x93NUMPY", "needs the length of its JSON in Inference-Header-Content-Length"),
+    (
+        json.dumps(binary("x", "FP32", [1, 4], 16)).encode() + bytes(16),
+        "(byte 105); a body with binary tensors needs the length of its JSON in Inference-Header-Content",
+    ),
     (b'{"inputs":', "the body is not JSON: Input data was truncated"),
     (
         b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,1e999]}]}',

@@ -196,7 +196,9 @@ def read(text: bytes | memoryview) -> Message:
         raise MalformedMessage(f"the body is {_kind(document)}; want a JSON object with 'inputs'")
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not inputs:
-        came = _kind(inputs) if "inputs" in document else "nothing"
+        came = "nothing"
+        if "inputs" in document:
+            came = "an empty list" if inputs == [] else _kind(inputs)
         raise MalformedMessage(f"'inputs': got {came}; want a list of at least one input")
     outputs = _convert(document.get("outputs"), list[RequestedOutput] | None, "outputs")
     return Message(
@@ -228,12 +230,14 @@ def parse(text: bytes | memoryview) -> Any:
                 return document
             except (ValueError, RecursionError) as second:
                 raise MalformedMessage(f"the body is not JSON: {str(second)[:200]}") from None
-        hint = ""
-        if raw[:1] not in b"{[ \t\r\n":
-            hint = (
-                "; a body with binary tensors needs the length of its JSON in Inference-Header-Content-Length"
-            )
-        raise MalformedMessage(f"the body is not JSON: {error}{hint}") from None
+        raise MalformedMessage(f"the body is not JSON: {error}{_hint(raw, str(error))}") from None
+
+
+def _hint(raw: bytes, why: str) -> str:
+    """What helps whoever sent binary tensors and forgot the header: JSON and then more, or none at all."""
+    if raw[:1] in b"{[ \t\r\n" and "trailing characters" not in why:
+        return ""
+    return "; a body with binary tensors needs the length of its JSON in Inference-Header-Content-Length"
 
 
 def _input(entry: Any, index: int) -> Input:
