@@ -9,6 +9,15 @@ Clock = Callable[[], float]
 monotonic: Clock = time.monotonic
 
 
+def in_words(duration_s: float) -> str:
+    """A duration for people, with digits enough that a short one is not nothing.
+
+    >>> in_words(1.5), in_words(0.1), in_words(0.0012345), in_words(1e-6)
+    ('1.500 s', '0.100 s', '1.23 ms', '0.001 ms')
+    """
+    return f"{duration_s:.3f} s" if duration_s >= 0.1 else f"{duration_s * 1e3:.3g} ms"
+
+
 class FakeClock:
     """A clock that moves only when told to.
 

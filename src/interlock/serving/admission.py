@@ -6,6 +6,7 @@ collapses to no goodput at all when load exceeds capacity (every answer is late)
 
 import msgspec
 
+from interlock.core.clock import in_words
 from interlock.core.errors import DeadlineExceeded, Overloaded, RequestTooLarge, Unavailable
 from interlock.core.request import PRIORITY_HIGH
 
@@ -47,7 +48,9 @@ def decide(
     is too pessimistic must not lock a model out for ever, for only requests correct it.
     """
     if now >= deadline_s:
-        return DeadlineExceeded(f"the deadline passed {now - deadline_s:.3f} s before the request was read")
+        return DeadlineExceeded(
+            f"the deadline passed {in_words(now - deadline_s)} before the request was read"
+        )
     if rows > queue.queue_rows:
         return RequestTooLarge(f"{rows} rows in one request: the queue holds {queue.queue_rows}; send fewer")
     limit = queue.queue_rows
@@ -63,6 +66,7 @@ def decide(
     wait_s = predicted_wait_s(queue, rows)
     if now + wait_s > deadline_s:
         return Overloaded(
-            f"the answer would take {wait_s:.3f} s and the deadline is in {deadline_s - now:.3f} s", wait_s
+            f"the answer would take {in_words(wait_s)} and the deadline is in {in_words(deadline_s - now)}",
+            wait_s,
         )
     return None

@@ -10,6 +10,7 @@ from time import monotonic
 
 import msgspec
 
+from interlock.core.clock import in_words
 from interlock.core.errors import (
     DeadlineExceeded,
     Draining,
@@ -390,9 +391,8 @@ class Lane:
                     item.gone = True
                     late.append(item)
         for item in late:
-            limit_s = item.deadline_s - item.arrived_s
-            state = "running" if item.running else "waiting"
-            item.fail(DeadlineExceeded(f"no answer within {limit_s:.3f} s (the request was {state})"), now)
+            limit, state = item.deadline_s - item.arrived_s, "running" if item.running else "waiting"
+            item.fail(DeadlineExceeded(f"no answer within {in_words(limit)} (the request was {state})"), now)
             self._settled(item)
         if self._awake or not (self._batcher.waiting_items or self._batcher.retrying):
             self._watch()
