@@ -143,7 +143,12 @@ async def test_allocating_without_end_costs_its_batch_only(interlock_home: Path)
         place = executor.place()
         await place.connect()
         for _ in range(3):
-            assert isinstance(await place.command(say.GROW), MemoryExhausted)
+            answer = await place.command(say.GROW)
+            assert isinstance(answer, MemoryExhausted)
+            assert str(answer) == (
+                "the model wants more memory than it may have: its process has 400 MiB; send fewer rows,"
+                " or raise executor_memory_bytes in the app file"
+            )
             assert await place.works()
         await place.place.close()
     finally:

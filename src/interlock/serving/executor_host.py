@@ -48,7 +48,7 @@ from interlock.serving.executor_arena import (
     room,
     write,
 )
-from interlock.serving.executor_model import checked, close, next_part, parts_of, trouble_of
+from interlock.serving.executor_model import checked, close, exhausted, next_part, parts_of, trouble_of
 from interlock.serving.executor_outlet import Outlet
 from interlock.serving.streams import AHEAD
 
@@ -262,7 +262,7 @@ class Host:
         try:
             inputs = read(arena, run.pieces, copy=False)
         except MemoryError as error:
-            trouble = Trouble("MemoryExhausted", f"no memory for the inputs: {error}")
+            trouble = exhausted("no memory for the inputs", error)
         started_s = time.monotonic()
         kill_at_s = started_s + run.kill_after_s
         self._block.running(self._version.key, run.requests, kill_at_s, worker.owner, sequence)
@@ -273,7 +273,7 @@ class Host:
             if trouble is None:
                 outputs = checked(self._loaded.predict(inputs, run.outputs))
         except MemoryError as error:
-            trouble = Trouble("MemoryExhausted", f"the model wants more memory than it may have: {error}")
+            trouble = exhausted("the model wants more memory than it may have", error)
         except BaseException as error:  # SystemExit too: a model may not end the process that way
             trouble = trouble_of(error)
         elapsed_s = time.monotonic() - started_s
@@ -286,7 +286,7 @@ class Host:
         except ConfigError as error:
             trouble = Trouble("OutputMismatch", f"the outputs cannot be sent: {error}")
         except MemoryError as error:
-            trouble = Trouble("MemoryExhausted", f"no memory for the outputs: {error}")
+            trouble = exhausted("no memory for the outputs", error)
         if trouble is not None:
             del outputs
             trouble = msgspec.structs.replace(trouble, elapsed_s=elapsed_s)

@@ -1,6 +1,7 @@
 """Holds a model in an executor to its form: whatever its code does becomes tensors or a Trouble."""
 
 import logging
+import resource
 from collections.abc import Generator
 
 import numpy as np
@@ -35,7 +36,7 @@ def next_part(parts: Generator[Tensors, None, None]) -> tuple[Tensors | None, Tr
         part = next(parts, None)
         return None if part is None else checked(part), None
     except MemoryError as error:
-        return None, Trouble("MemoryExhausted", f"the model wants more memory than it may have: {error}")
+        return None, exhausted("the model wants more memory than it may have", error)
     except BaseException as error:  # SystemExit too: a model may not end the process that way
         return None, trouble_of(error)
 
@@ -46,6 +47,15 @@ def close(parts: Generator[Tensors, None, None]) -> None:
         parts.close()
     except BaseException as error:  # nobody waits for this stream any more
         _log.warning("a stream was stopped, and its model raised: %s", trouble_of(error).message)
+
+
+def exhausted(what: str, error: MemoryError) -> Trouble:
+    """`what` there was no memory for. Python's own MemoryError mostly has no words; the limit is told."""
+    most_bytes, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = "" if most_bytes == resource.RLIM_INFINITY else f": its process has {most_bytes >> 20:,} MiB"
+    words = f" ({str(error)[:500]})" if str(error) else ""
+    hint = "send fewer rows, or raise executor_memory_bytes in the app file"
+    return Trouble("MemoryExhausted", f"{what}{limit}{words}; {hint}")
 
 
 def trouble_of(error: BaseException) -> Trouble:

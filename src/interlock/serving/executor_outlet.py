@@ -24,6 +24,7 @@ from interlock.serving.executor_arena import (
     room,
     write,
 )
+from interlock.serving.executor_model import exhausted
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -73,7 +74,7 @@ class Outlet:
         except ConfigError as error:
             return Trouble("OutputMismatch", f"a part cannot be sent: {error}")
         except MemoryError as error:
-            return Trouble("MemoryExhausted", f"no memory for a part: {error}")
+            return exhausted("no memory for a part", error)
         arena = fresh or self._arenas[index]
         assert arena is not None
         self._arenas[index] = arena
