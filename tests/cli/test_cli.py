@@ -79,6 +79,13 @@ def test_models_versions_events_as_tables_and_json(ctx: Context) -> None:
     assert len(json.loads(run("events", "-n", "2", "--json").stdout)) == 2
 
 
+@pytest.mark.parametrize("follow", [[], ["--follow"]])
+def test_events_of_a_model_that_nobody_knows_are_an_error(ctx: Context, follow: list[str]) -> None:
+    done = run("events", "irsi", *follow)
+    assert done.exit_code == 1 and "no model 'irsi' in the registry or the ledger" in done.stderr
+    assert "did you mean iris?" in done.stderr
+
+
 def test_events_hold_the_snapshots_of_decisions_when_asked(ctx: Context) -> None:
     row = ctx.ledger.request_release("iris", "3", "now", ctx.now_s())
     seen = {"waited_s": 1.5, "note": "\x1b[2J"}

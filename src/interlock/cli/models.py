@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from interlock.cli import show
-from interlock.cli.options import json_option, model_argument, node_options
+from interlock.cli.options import json_option, maybe_model_argument, model_argument, node_options
 
 if TYPE_CHECKING:
     from interlock.registry.rows import Event
@@ -81,7 +81,7 @@ def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
 
 
 @click.command(epilog="Examples: interlock events iris  |  interlock events --follow --json")
-@click.argument("name", required=False)
+@maybe_model_argument
 @node_options
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens next, until Ctrl-C.")
 @click.option("--after", "after_seq", type=click.IntRange(min=0), help="Only later than this number.")
@@ -107,6 +107,8 @@ def events(
 
     with open_control(home, url) as control:
         found = control.events(name, after_seq, limit)
+        if not found and name is not None:
+            control.versions(name)  # raises for a name that nobody knows: else a slip waits for ever
         if as_json and not follow:
             show.as_json(found if full else [_brief(event) for event in found])
             return

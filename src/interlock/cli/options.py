@@ -55,9 +55,21 @@ def json_option(function: F) -> F:
 
 def model_argument(function: F) -> F:
     """`NAME`, as `name: str`, completed from the models of the node."""
+    return _model_argument(True)(function)
+
+
+def maybe_model_argument(function: F) -> F:
+    """`[NAME]`, as `name: str | None`, completed likewise."""
+    return _model_argument(False)(function)
+
+
+def _model_argument(required: bool) -> Callable[[F], F]:
     return click.argument(
-        "name", shell_complete=_complete_model, callback=lambda ctx, param, value: _noted(ctx, NAME, value)
-    )(function)
+        "name",
+        required=required,
+        shell_complete=_complete_model,
+        callback=lambda ctx, param, value: _noted(ctx, NAME, value),
+    )
 
 
 def _noted(ctx: click.Context, key: str, value: Any) -> Any:
