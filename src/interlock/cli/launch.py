@@ -15,6 +15,7 @@ import msgspec
 from interlock.cli import show
 from interlock.cli.begun import until_done
 from interlock.cli.control import AdminControl
+from interlock.cli.last_error import last_error
 from interlock.cli.main import Failure
 from interlock.core.appfile import app_file, node_config
 from interlock.core.errors import ConfigError, InterlockError, NodeUnreachable
@@ -156,7 +157,7 @@ def _spawn(config: NodeConfig, log: Path | None) -> subprocess.Popen[bytes]:
 
 
 def _wait_ready(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float, log: Path) -> NodeFile:
-    until_s = time.monotonic() + timeout_s
+    until_s, since_s = time.monotonic() + timeout_s, time.time()
     show.say("starting the node …")
     reason = "its ports are not open yet"
     while time.monotonic() < until_s:
@@ -168,7 +169,7 @@ def _wait_ready(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: f
             return node
         time.sleep(POLL_S)
     raise Failure(
-        f"the node was not ready after {timeout_s:g} s and is stopped: {reason}",
+        f"the node was not ready after {timeout_s:g} s and is stopped: {_because(reason, config, since_s)}",
         f"give it longer with --timeout, or see why in {log.parent}",
     )
 
@@ -181,7 +182,7 @@ def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     show.say("starting the node …")
-    late_s = time.monotonic() + timeout_s
+    late_s, since_s = time.monotonic() + timeout_s, time.time()
     announced = False
     told_late = False
     while not announced and child.poll() is None:
@@ -192,7 +193,8 @@ def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float
             announced = True
         elif not told_late and time.monotonic() > late_s:
             show.say(
-                f"the node is not ready after {timeout_s:g} s: {reason}; it goes on (stop it with Ctrl-C)"
+                f"the node is not ready after {timeout_s:g} s: {_because(reason, config, since_s)};"
+                f" it goes on (stop it with Ctrl-C; its logs are in {config.home / 'logs'})"
             )
             told_late = True
         else:
@@ -202,6 +204,12 @@ def _follow(child: subprocess.Popen[bytes], config: NodeConfig, timeout_s: float
         return 0
     show.say(f"interlock: the node ended with code {code}; its logs are in {config.home / 'logs'}")
     return 1
+
+
+def _because(reason: str, config: NodeConfig, since_s: float) -> str:
+    """What the node says, or that it says nothing; and what its disk and its logs say."""
+    told = show.printable(last_error(config.home, since_s))
+    return f"{reason}; {told}" if told else reason
 
 
 def _look(child: subprocess.Popen[bytes], home: Path) -> tuple[NodeFile | None, str, tuple[str, ...]]:
