@@ -4,12 +4,13 @@ Nothing global is set: every call goes through a client that was given its URIs,
 through MLflow.
 """
 
+import fcntl
 import logging
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -307,23 +308,44 @@ class Registry:
 def _make_store(path: Path) -> None:
     """A new store, whole at once, where none is yet. MLflow's fifty migrations are no transaction: cut off
     by Ctrl-C or a full disk they leave a file that no later start can mend."""
-    if path.exists():
+    if path.exists() and not any(_unfinished(path)):
         return
-    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-    hidden = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    make_private(hidden)
-    try:
-        engine = create_sqlalchemy_engine(f"sqlite:///{hidden}")  # type: ignore[no-untyped-call]
-        try:
-            _initialize_tables(engine)  # type: ignore[no-untyped-call]
-        finally:
-            engine.dispose()
-        with suppress(FileExistsError):  # another process was faster
-            os.link(hidden, path)
-    finally:
-        for left in path.parent.glob(f"{hidden.name}*"):
+    with _alone_in(path.parent):
+        # Whoever comes here is alone: these are of processes that were killed.
+        for left in _unfinished(path):
             left.unlink(missing_ok=True)
+        if path.exists():  # another process was faster
+            return
+        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+        hidden = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+        make_private(hidden)
+        try:
+            engine = create_sqlalchemy_engine(f"sqlite:///{hidden}")  # type: ignore[no-untyped-call]
+            try:
+                _initialize_tables(engine)  # type: ignore[no-untyped-call]
+            finally:
+                engine.dispose()
+            os.link(hidden, path)
+        finally:
+            for left in _unfinished(path):
+                left.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Stores that are being made beside `path`, or whose making was cut off, with SQLite's own files."""
+    return path.parent.glob(f".{path.name}-*")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process at a time, by a lock on the folder itself, which leaves no file and ends with its owner."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
