@@ -37,7 +37,7 @@ class Decoded(NamedTuple):
 
 
 class Codec(v2infer.Codec):
-    def decode(self, body: bytes, header_length: int | None) -> Decoded:
+    def decode(self, body: bytes | memoryview, header_length: int | None) -> Decoded:
         return Decoded(*super().decode(body, header_length))
 
 
