@@ -4,6 +4,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# Else every process of every test compiles the whole package anew, and pytest rewrites each test module.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 # The first of these that is 3.11 or newer; 3.11 leads because the pinned set was tested with it.

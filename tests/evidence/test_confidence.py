@@ -1,6 +1,7 @@
 """The interval of a rate: wider than a fixed-sample one, never by much, and sane at the edges."""
 
-from typing import Any
+from importlib import import_module
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -9,11 +10,15 @@ from hypothesis import strategies as st
 from interlock.core.errors import ConfigError
 from interlock.evidence.confidence import rate_interval
 
-stats: Any = pytest.importorskip("scipy.stats")
+
+@pytest.fixture(scope="module")
+def stats() -> ModuleType:
+    """The oracle, imported where it is asked: that takes a second."""
+    return import_module("scipy.stats")
 
 
 @given(requests=st.integers(1, 10**6), share=st.floats(0, 1))
-def test_it_contains_the_exact_interval_of_one_look(requests: int, share: float) -> None:
+def test_it_contains_the_exact_interval_of_one_look(stats: ModuleType, requests: int, share: float) -> None:
     bad = round(share * requests)
     found = rate_interval(bad, requests, 0.05)
     low = stats.beta.ppf(0.025, bad, requests - bad + 1) if bad else 0.0
@@ -22,7 +27,7 @@ def test_it_contains_the_exact_interval_of_one_look(requests: int, share: float)
 
 
 @pytest.mark.parametrize(("bad", "requests"), [(5, 100), (50, 1000), (500, 10_000), (5000, 100_000)])
-def test_looking_always_costs_less_than_twice_the_width(bad: int, requests: int) -> None:
+def test_looking_always_costs_less_than_twice_the_width(stats: ModuleType, bad: int, requests: int) -> None:
     found = rate_interval(bad, requests, 0.05)
     low = stats.beta.ppf(0.025, bad, requests - bad + 1)
     high = stats.beta.ppf(0.975, bad + 1, requests - bad)

@@ -13,6 +13,8 @@ from interlock.evidence.attribution import log_e_harm
 from interlock.evidence.combine import log_mean
 from interlock.evidence.epochs import Epoch
 
+pytestmark = pytest.mark.slow
+
 
 def holds(found: sim.Estimate, limit: float, runs: int) -> bool:
     """Whether a share of runs is at most `limit`, give or take three standard errors of one that just is."""
@@ -23,9 +25,7 @@ def test_the_bound_is_that_of_the_design() -> None:
     assert [round(sim.bound(*cell, 0.05)) for cell in sim.CELLS] == [4901, 238, 378]
 
 
-@pytest.mark.parametrize(
-    "cell", [pytest.param(sim.CELLS[0], marks=pytest.mark.slow), *sim.CELLS[1:]], ids=str
-)
+@pytest.mark.parametrize("cell", sim.CELLS, ids=str)
 def test_a_worse_candidate_is_seen_within_1_4_times_the_bound(cell: tuple[float, float]) -> None:
     found = sim.attribution_detection(*cell, 0.05, 2500, np.random.default_rng(11))
     assert found.high <= 1.4 * sim.bound(*cell, 0.05)
@@ -33,7 +33,7 @@ def test_a_worse_candidate_is_seen_within_1_4_times_the_bound(cell: tuple[float,
     assert found.low > sim.bound(*cell, 0.05)
 
 
-@pytest.mark.parametrize(("weight", "runs"), [(0.05, 1500), pytest.param(0.5, 6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("weight", "runs"), [(0.05, 1500), (0.5, 6000)])
 def test_false_alarms_of_attribution_are_rare(weight: float, runs: int) -> None:
     assert holds(sim.attribution_false_alarms(0.05, weight, runs, np.random.default_rng(12)), 0.01, runs)
 
@@ -46,7 +46,7 @@ def test_a_ramp_with_drift_fools_others_and_not_attribution() -> None:
     assert sim.ramp(sim.DRIFT, 1.5, 50, rng).attribution.mean == 1.0
 
 
-@pytest.mark.parametrize("given", [0.9, pytest.param(0.5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("given", [0.9, 0.5])
 @pytest.mark.parametrize("cell", sim.CELLS, ids=str)
 def test_pairs_show_a_worse_candidate_within_1_4_times_their_bound(
     cell: tuple[float, float], given: float
@@ -77,7 +77,6 @@ def test_sticky_units_are_judged_rightly_as_blocks_or_in_pairs() -> None:
     assert worse.by_unit.mean >= worse.first_failures.mean
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("people", [200, 5000])
 @pytest.mark.parametrize("times", [0.5, 1.0])
 def test_sticky_units_with_a_good_candidate_do_not_alarm(people: int, times: float) -> None:

@@ -1,7 +1,9 @@
 """The e-process behind the gates: exact against scipy, mean 1 by enumeration, at ease with any size."""
 
+from importlib import import_module
 from itertools import product
 from math import exp, inf, isfinite, log, prod
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,14 +13,21 @@ from hypothesis import strategies as st
 from interlock.core.errors import ConfigError
 from interlock.evidence.mixture import last_rejected, log_sum, log_threshold, log_tilted, mixture
 
-stats: Any = pytest.importorskip("scipy.stats")
+
+@pytest.fixture(scope="module")
+def stats() -> ModuleType:
+    """The oracle, imported where it is asked: that takes a second."""
+    return import_module("scipy.stats")
+
 
 tilts = st.lists(st.floats(0.01, 50), min_size=1, max_size=6).map(mixture)
 probabilities = st.floats(0.001, 0.999)
 
 
 @given(n=st.integers(0, 500), share=st.floats(0, 1), p=probabilities, g=st.floats(0.01, 50))
-def test_one_tilt_is_the_likelihood_ratio_of_two_binomials(n: int, share: float, p: float, g: float) -> None:
+def test_one_tilt_is_the_likelihood_ratio_of_two_binomials(
+    stats: ModuleType, n: int, share: float, p: float, g: float
+) -> None:
     hits, q = round(n * share), g * p / (1 + (g - 1) * p)
     oracle = stats.binom.logpmf(hits, n, q) - stats.binom.logpmf(hits, n, p)
     assert log_tilted(hits, [(n, p)], mixture((g,))) == pytest.approx(oracle, abs=1e-6)

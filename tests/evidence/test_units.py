@@ -19,7 +19,7 @@ from interlock.evidence.units import (
 )
 
 Blocks = tuple[tuple[int | None, ...], ...]
-blocks = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(0, 30))] * 3), min_size=1, max_size=4).map(
+blocks = st.lists(st.tuples(*[st.one_of(st.none(), st.integers(0, 30))] * 3), min_size=1, max_size=3).map(
     tuple
 )
 ramps = st.tuples(*[st.floats(0.0, 1.0)] * 3)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skops.io
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
 from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier
@@ -159,6 +158,7 @@ print(version.tags["team"], version.status, names)
 @pytest.mark.parametrize("suffix", [".skops", ".pkl", ".joblib"])
 def test_files_are_read_with_trust_where_it_takes_trust(ctx: Context, tmp_path: Path, suffix: str) -> None:
     import joblib
+    import skops.io  # takes seconds: it imports every module of scikit-learn
 
     path, model = tmp_path / f"model{suffix}", LogisticRegression(max_iter=500).fit(X, Y)
     write = {".skops": skops.io.dump, ".joblib": joblib.dump}.get(suffix)
@@ -332,9 +332,11 @@ def test_a_kill_while_the_registry_is_made_leaves_none_or_a_whole_one(interlock_
         command = [sys.executable, "-c", CUT_OFF, str(interlock_home)]
         assert subprocess.run(command, timeout=100, check=False).returncode == -9
     assert not (interlock_home / "mlflow.db").exists()
+    assert len(list(interlock_home.glob(".mlflow.db-*[0-9a-f]"))) == 1, "of the first try nothing is left"
     ctx = open_context(interlock_home)
     assert ctx.registry.models() == []
     ctx.close()
+    assert not list(interlock_home.glob(".mlflow.db-*")), "what the killed left"
     assert (interlock_home / "mlflow.db").stat().st_mode & 0o777 == 0o600
 
 
