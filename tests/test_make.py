@@ -95,5 +95,5 @@ def test_compiled_modules_are_kept_even_where_the_environment_forbids_it(
 ) -> None:
     """Else each process of each test compiles all anew, which took half of the time of `make check`."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    done = make(bare, "--eval", 'probe: ; @echo "[$$PYTHONDONTWRITEBYTECODE]"', "probe")
+    done = make(bare, "--eval", 'probe: ; @echo "[$${PYTHONDONTWRITEBYTECODE-}]"', "probe")
     assert done.stdout == "[]\n", done
