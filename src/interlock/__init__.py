@@ -5,8 +5,8 @@ used, so that `import interlock` in a worker, or in a notebook that wants one of
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # importing typing would triple what this file costs a process that starts
 if TYPE_CHECKING:
     from interlock.core import errors as errors
     from interlock.operations.register import register_model as register

@@ -69,7 +69,9 @@ def lives(pid: int) -> bool:
         return False
 
 
-def put_onnx(home: Path, model: str, number: str, factor: float) -> Version:
+def put_onnx(
+    home: Path, model: str, number: str, factor: float, placement: Placement = Placement.INLINE
+) -> Version:
     """Record an ONNX version that multiplies by `factor`, as registration would."""
     x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, 2]) for n in ("x", "y"))
     value = onnx.helper.make_tensor("k", onnx.TensorProto.FLOAT, [1], [factor])
@@ -77,9 +79,7 @@ def put_onnx(home: Path, model: str, number: str, factor: float) -> Version:
         [onnx.helper.make_node("Mul", ["x", "k"], ["y"])], "scale", [x], [y], initializer=[value]
     )
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    return _put(
-        home, model, number, "model.onnx", proto.SerializeToString(), "onnx", "model.onnx", Placement.INLINE
-    )
+    return _put(home, model, number, "model.onnx", proto.SerializeToString(), "onnx", "model.onnx", placement)
 
 
 def put_python(home: Path, model: str, number: str, factor: float, on_load: str = "pass") -> Version:

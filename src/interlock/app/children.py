@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from msgspec.structs import replace
 
+from interlock.app.pace import can_rise, idly
 from interlock.app.processes import Doing, Kind, ProcessSpec, RunningView
 from interlock.core.model import Version
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
@@ -48,7 +49,7 @@ class Child:
         with _open_log(config.home / "logs" / f"{spec.name}.log") as log:
             self._process = subprocess.Popen(
                 # -P: the folder in which one happens to be must not lend modules to a service.
-                [sys.executable, "-P", "-m", module, encode_args(args)],
+                [sys.executable, "-P", "-m", module, encode_args(args), *([spec.pace] if spec.pace else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -56,6 +57,9 @@ class Child:
                 # Ctrl-C in a terminal reaches the supervisor alone, which then stops all in order.
                 process_group=0,
             )
+        if spec.pace and can_rise():
+            with suppress(ProcessLookupError):
+                idly(self.pid)  # until its first lines run: it rises by itself
 
     @property
     def pid(self) -> int:

@@ -7,18 +7,19 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from typing import Protocol, TypeVar
 
 from interlock.app import logs
-from interlock.app.gently import gently
+from interlock.app.pace import gently, promptly
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
 from interlock.core.letters import decode_desired, executor_socket
 from interlock.core.model import Version, artifact_path, digest_of
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.runtime.catalog import runtime_of
-from interlock.runtime.protocol import Loaded, Runtime
-from interlock.serving.block import Block
+from interlock.runtime.protocol import Loaded
+from interlock.serving.block import Block, block_path
 from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up
 
 REFUSE_S = 2.0
@@ -26,11 +27,26 @@ REFUSE_S = 2.0
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def main(args: ProcessArgs) -> int:
-    """Serve the version until SIGTERM or until the supervisor is gone; returns the exit code."""
+
+class Pace(Protocol):
+    """How heavy work is done: `gently` or `at_once` (`pace.py`)."""
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work`. Raises: what `work` raises."""
+        ...
+
+
+def main(args: ProcessArgs, loading: Pace, reading: Pace) -> int:
+    """Serve the version until SIGTERM or until the supervisor is gone; returns the exit code.
+
+    `loading` is how the model is loaded, `reading` how its files are compared with their digest.
+    """
     version = _version(args)
     path = executor_socket(args.config.home, version)
+    # A process that began anew because it got no core: the block is its own, from before.
+    block_path(run_folder(args.config.home), args.process, args.incarnation).unlink(missing_ok=True)
     block = Block.create(run_folder(args.config.home), args.process, args.incarnation, rows=1, most_rows=1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel's timer against hangs must be able to kill
@@ -39,16 +55,24 @@ def main(args: ProcessArgs) -> int:
     listener = listen(path)
     host = Host(listener, version, block, args.lifeline_fd)
     try:
-        return _serve(args, version, host, block, listener)
+        return _serve(args, loading, reading, version, host, block, listener)
     finally:
         block.close()
 
 
-def _serve(args: ProcessArgs, version: Version, host: Host, block: Block, listener: socket.socket) -> int:
+def _serve(
+    args: ProcessArgs,
+    loading: Pace,
+    reading: Pace,
+    version: Version,
+    host: Host,
+    block: Block,
+    listener: socket.socket,
+) -> int:
     reason = reason_path(executor_socket(args.config.home, version))
     _limit_memory(version.memory_limit_bytes or args.config.executor_memory_bytes)
     try:
-        loaded = _load(args, version, block)
+        loaded = _load(args, loading, reading, version, block)
     except BaseException as error:  # whatever a model's own code raises while it is loaded
         why = _why(error)
         _log.error("load failed", extra=logs.fields(version=version.key, reason=why), exc_info=error)
@@ -61,12 +85,16 @@ def _serve(args: ProcessArgs, version: Version, host: Host, block: Block, listen
     block.idle()
     # Until here SIGTERM ends the process at once: there was nothing to finish.
     signal.signal(signal.SIGTERM, host.leave)
+    promptly()
     _log.info("ready", extra=logs.fields(version=version.key))
     host.serve(loaded)
     listener.close()
     if host.is_orphaned:
         # Not by the parent's pid: its end of the lifeline closes a moment before we get another parent.
         _end_family()
+    elif loading is gently:
+        # The exit itself could not be lowered: whoever waits for it would spin (see `pace.py:_core_s`).
+        gently(loaded.close, starved=lambda: os._exit(0))
     return 0
 
 
@@ -85,23 +113,19 @@ def _version(args: ProcessArgs) -> Version:
     raise LoadFailed(f"{args.version_key} is not in {path.name}: nothing to execute")
 
 
-def _load(args: ProcessArgs, version: Version, block: Block) -> Loaded:
+def _load(args: ProcessArgs, loading: Pace, reading: Pace, version: Version, block: Block) -> Loaded:
     block.loading(version.key)
     folder = artifact_path(args.config.home, version.digest)
-    found = gently(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
+    found = reading(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
     if found != version.digest:
         raise DigestMismatch(f"artifact of {version.key}: {found}, registered as {version.digest}")
-    # Code of a model's author may want the main thread (to set signal handlers, say); data does not care.
-    runtime = gently(lambda: runtime_of(version.runtime))
-    if version.runtime == "onnx":
-        return gently(lambda: _warm(runtime, folder, version))
-    return _warm(runtime, folder, version)
 
+    def load() -> Loaded:
+        loaded = runtime_of(version.runtime).load(folder, version)
+        warm_up(loaded, version)
+        return loaded
 
-def _warm(runtime: Runtime, folder: Path, version: Version) -> Loaded:
-    loaded = runtime.load(folder, version)
-    warm_up(loaded, version)
-    return loaded
+    return loading(load)
 
 
 def _why(error: BaseException) -> str:
@@ -119,7 +143,7 @@ def _limit_memory(most_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def run() -> None:
+def run(loading: Pace, reading: Pace) -> None:
     """The process: what the model prints goes to the log, line by line, and cannot break anything else."""
     args = decode_args(sys.argv[1])
     logs.set_up(args.process, args.config.log_level)
@@ -127,6 +151,6 @@ def run() -> None:
         sys.stdout.reconfigure(line_buffering=True)  # an exit that nobody planned loses no line
     # Bytecode beside a model's source would be in the artifact folder, and change its digest.
     sys.dont_write_bytecode = True
-    code = main(args)
+    code = main(args, loading, reading)
     # A model's own threads and exit handlers cannot hold up the exit: memory comes back now.
     os._exit(code)

@@ -20,6 +20,7 @@ from interlock.app import logs
 from interlock.app.children import Child, end_of, executor_name, module_of, resident_bytes
 from interlock.app.claim import clear_remains, take_lock
 from interlock.app.link import LetterClient, write_atomically
+from interlock.app.pace import ALL_GENTLY, DATA_GENTLY
 from interlock.app.processes import (
     Doing,
     History,
@@ -165,6 +166,8 @@ class Supervisor:
                         version_key=version.key,
                         release=releases[version.key],
                         memory_limit_bytes=int(limit * MEMORY_MARGIN),
+                        # What a model's author wrote may want the main thread, or start threads that serve.
+                        pace=ALL_GENTLY if version.runtime == "onnx" else DATA_GENTLY,
                     )
                 )
         return wanted

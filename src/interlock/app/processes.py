@@ -28,14 +28,15 @@ class Doing(StrEnum):
 
 
 class ProcessSpec(msgspec.Struct, frozen=True):
-    """A process that should run. An executor has the key of its version, the release that asks for it, and
-    the resident size above which it is killed."""
+    """A process that should run. An executor has the key of its version, the release that asks for it, the
+    resident size above which it is killed, and what of its start it does gently (a word of `pace.py`)."""
 
     name: str
     kind: Kind
     version_key: str = ""
     release: int = 0
     memory_limit_bytes: int | None = None
+    pace: str = ""
 
 
 class RunningView(msgspec.Struct, frozen=True):

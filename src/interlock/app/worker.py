@@ -16,6 +16,7 @@ from typing import Literal
 
 from interlock.app import logs
 from interlock.app.link import LetterClient
+from interlock.app.pace import promptly
 from interlock.app.quarantine import quarantine_file, read_quarantine, reason_against
 from interlock.app.repository import ask_control
 from interlock.core.letters import Desired, Report, VersionState, letters_socket
@@ -180,6 +181,7 @@ def main(argv: list[str]) -> int:
     gc.set_threshold(50_000, 20, 50)
     gc.collect()
     gc.freeze()
+    promptly()
 
     async def serve() -> None:
         await Worker(args).run()
