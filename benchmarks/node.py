@@ -17,6 +17,7 @@ import psutil
 from benchmarks.peers import JSON, Target, ask, v2_body, v2_label
 from benchmarks.process import SERVER_CORE, free_port, pinned
 from benchmarks.request import Request
+from interlock.operations.wait import POLL_S
 
 _MARK = "INTERLOCK_BENCHMARK_NODE"
 
@@ -147,7 +148,7 @@ class Node:
         while status in (200, 202) and row["state"] not in ("done", "failed", "superseded"):
             if time.monotonic() - began_s > timeout_s:
                 break
-            time.sleep(0.02)
+            time.sleep(POLL_S)
             status, body = ask(Request(f"{admin}/releases/{row['id']}", method="GET"))
             row = json.loads(body)
         if status not in (200, 202) or row["state"] != "done":
