@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.core.errors import ConfigError
-from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, Histogram, bucket
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, Histogram, PairCounts, bucket
 
 WIDTH = 2**0.25
 
@@ -26,6 +26,7 @@ counts = st.integers(0, 10**9)
 arms = st.builds(
     ArmCounts, counts, counts, counts, counts, counts, counts, counts, counts, counts, counts, counts,
     total=histograms, queue=histograms, compute=histograms,
+    pairs=st.builds(PairCounts, *[counts] * len(PairCounts.__struct_fields__)),
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def test_counts_merge_in_any_order(a: ArmCounts, b: ArmCounts, c: ArmCounts) -> 
     assert a.merge(b) == b.merge(a)
     assert a.merge(b).merge(c) == a.merge(b.merge(c))
     assert a.merge(ArmCounts()) == a
-    for name in ("dispatched", "lost", "refused", "compute_ns"):
+    for name in ("dispatched", "lost", "refused", "compute_ns", "pairs.worse", "pairs.unshielded"):
         assert attrgetter(name)(a.merge(b)) == attrgetter(name)(a) + attrgetter(name)(b)
 
 

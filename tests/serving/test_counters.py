@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from interlock.core.errors import ConfigError, LedgerError, SchemaTooNew
-from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey
+from interlock.core.route import COPY_ARM
+from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, PairCounts
 from interlock.serving import block as layout
 from interlock.serving import counters
 from interlock.serving.counters import OTHER, Block, Phase, abandoned, fold, read_all, read_block
@@ -249,7 +250,54 @@ def test_what_the_first_schema_counted_is_kept(tmp_path: Path) -> None:
         assert counts.total.sum_s == counts.ok_s == pytest.approx(18e-6)
         fold(tmp_path, old)
     assert not old.exists()
-    assert b'"schema":2' in (folder / "retired.json").read_bytes()
+    assert b'"schema":3' in (folder / "retired.json").read_bytes()
+
+
+def test_what_the_second_schema_counted_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "counters"
+    folder.mkdir()
+    cells = [*SCHEMA_1_CELLS[:9], 700, *SCHEMA_1_CELLS[9:]]
+    header = array("q", [0] * 512)
+    header[layout.MAGIC_AT], header[layout.SCHEMA_AT], header[layout.ROW_BYTES] = layout.MAGIC, 2, 3584
+    row = array("q", [len(SCHEMA_1_KEY), *[0] * 127, *cells, *[0] * 15]).tobytes()
+    assert len(row) == 3584
+    old = folder / "worker-0-1.block"
+    old.write_bytes(header.tobytes() + row[:8] + SCHEMA_1_KEY + row[8 + len(SCHEMA_1_KEY) :])
+    for lost in (0, 1):
+        counts = read_all(tmp_path)[ArmKey("m", "1", 3, 0, 0)]
+        assert (counts.dispatched, counts.ok, counts.not_ok_ns, counts.lost) == (11, 6, 700, lost)
+        assert counts.pairs == PairCounts() and counts.compute.count == 3
+        fold(tmp_path, old)
+
+
+def test_pairs_are_read_folded_and_merged(tmp_path: Path) -> None:
+    expected = PairCounts(*range(1, 15))
+    for incarnation in (1, 2):
+        block = Block.create(tmp_path, "worker-0", incarnation)
+        for cell, value in zip(range(layout.PAIRS, layout.DISPATCHED), range(1, 15), strict=True):
+            block.slot(KEY).cells[cell] += value
+        assert layout.UNSHIELDED == layout.DISPATCHED - 1
+        block.close()
+    for path in (None, *sorted((tmp_path / "counters").glob("*.block"))):
+        if path is not None:
+            fold(tmp_path, path)
+        assert read_all(tmp_path)[KEY].pairs == expected.merge(expected)
+
+
+def test_old_copies_are_never_merged_into_what_clients_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "MOST_RETIRED", 4)
+    block = Block.create(tmp_path, "w", 1)
+    for release in range(9):
+        block.slot(ArmKey("m", "1", release, 0, 1)).dispatched()
+        block.slot(ArmKey("m", "1", release, 0, COPY_ARM)).dispatched(10)
+    block.close()
+    fold(tmp_path, block.path)
+    totals = read_all(tmp_path)
+    assert len(totals) <= 4
+    assert sum(counts.lost for key, counts in totals.items() if key.arm == COPY_ARM) == 90
+    assert sum(counts.lost for key, counts in totals.items() if key.arm != COPY_ARM) == 9
 
 
 def test_retired_totals_that_cannot_be_understood_are_an_error(tmp_path: Path) -> None:

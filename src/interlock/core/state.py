@@ -77,6 +77,40 @@ class ArmKey(msgspec.Struct, frozen=True):
     arm: int
 
 
+class PairCounts(msgspec.Struct, frozen=True):
+    """Cumulative outcomes of requests that the incumbent and a candidate both ran, in the row of the
+    candidate; shadow and reverse shadow together.
+
+    `good`: both answered; `worse`: only the candidate failed or timed out; `better`: only the incumbent did;
+    `bad`: both. What the client abandoned, what both found invalid, and what was never copied is no pair.
+    Of the good ones, by what they answered: `agreed` or `disagreed` (neither where nothing can be
+    compared), and `unsound_worse`, `unsound_better`, `unsound_both` (not finite, or out of range). By how
+    long their batches ran, one count for two batches, not for each request in them: `slower` and `faster`.
+
+    `dropped`: requests that were drawn and got no copy, or one that never ran, because its lane was busy.
+    `shielded`: clients that got the incumbent's answer; `unshielded`: who needed it and got none in time.
+    """
+
+    good: int = 0
+    worse: int = 0
+    better: int = 0
+    bad: int = 0
+    agreed: int = 0
+    disagreed: int = 0
+    unsound_worse: int = 0
+    unsound_better: int = 0
+    unsound_both: int = 0
+    slower: int = 0
+    faster: int = 0
+    dropped: int = 0
+    shielded: int = 0
+    unshielded: int = 0
+
+    def merge(self, other: "PairCounts") -> "PairCounts":
+        """Both together."""
+        return PairCounts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+
+
 class ArmCounts(msgspec.Struct, frozen=True):
     """Cumulative counts of one arm. Requests unless the name says otherwise.
 
@@ -101,6 +135,7 @@ class ArmCounts(msgspec.Struct, frozen=True):
     total: Histogram = Histogram()
     queue: Histogram = Histogram()
     compute: Histogram = Histogram()
+    pairs: PairCounts = PairCounts()
 
     @property
     def ok_s(self) -> float:
@@ -112,5 +147,6 @@ class ArmCounts(msgspec.Struct, frozen=True):
         sums: dict[str, Any] = {}
         for name in self.__struct_fields__:
             mine, theirs = getattr(self, name), getattr(other, name)
-            sums[name] = mine.merge(theirs) if isinstance(mine, Histogram) else mine + theirs
+            merges = isinstance(mine, Histogram | PairCounts)
+            sums[name] = mine.merge(theirs) if merges else mine + theirs
         return ArmCounts(**sums)

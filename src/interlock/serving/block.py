@@ -19,11 +19,12 @@ from pathlib import Path
 import msgspec
 
 from interlock.core.errors import ConfigError
-from interlock.core.state import BOUNDS_S, BUCKETS, ArmKey
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmKey, PairCounts
 
 MAGIC = 0x4B434F4C_42544E49  # "INTBLOCK" in the byte order of the machine that wrote it
-SCHEMA = 2
-"""2: `NOT_OK_NS`. Blocks of schema 1 are read and folded still (`block_reader.upgraded`)."""
+SCHEMA = 3
+"""2: `NOT_OK_NS`; 3: `PAIRS`. Blocks of the schemas before are read and folded still
+(`block_reader.upgraded`)."""
 
 # Header, in cells of 8 bytes.
 (MAGIC_AT, SCHEMA_AT, PID, INCARNATION, ROW_BYTES, HEARTBEAT_NS, OVERFLOWED) = range(7)
@@ -45,9 +46,14 @@ QUEUE = TOTAL_SUM_NS + 1
 QUEUE_SUM_NS = QUEUE + BUCKETS
 COMPUTE = QUEUE_SUM_NS + 1
 COMPUTE_SUM_NS = COMPUTE + BUCKETS
+PAIRS = COMPUTE_SUM_NS + 1
+"""First of the cells of requests that a second version ran too, in the order of `PairCounts`."""
+(GOOD, WORSE, BETTER, BAD, AGREED, DISAGREED) = range(PAIRS, PAIRS + 6)
+(UNSOUND_WORSE, UNSOUND_BETTER, UNSOUND_BOTH, SLOWER, FASTER) = range(PAIRS + 6, PAIRS + 11)
+(DROPPED, SHIELDED, UNSHIELDED) = range(PAIRS + 11, PAIRS + 14)
 # Last on purpose: a reader goes upwards and the owner counts `dispatched` first, so that no reading shows
 # more settled than dispatched.
-DISPATCHED = COMPUTE_SUM_NS + 1
+DISPATCHED = PAIRS + len(PairCounts.__struct_fields__)
 CELLS = DISPATCHED + 1
 ROW_CELLS = (KEY_CELLS + CELLS + 15) // 16 * 16
 ROW = ROW_CELLS * 8

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from interlock.core.state import ArmCounts, ArmKey, Histogram
+from interlock.core.state import ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.serving.block import (
     BATCHES,
     CANCELLED,
@@ -33,6 +33,7 @@ from interlock.serving.block import (
     OK,
     OVERFLOWED,
     OWNER,
+    PAIRS,
     PHASE,
     PID,
     PROCESS_AT,
@@ -59,8 +60,8 @@ from interlock.serving.block import (
 
 _key_json = msgspec.json.Decoder(ArmKey)
 
-_ROW_CELLS = {1: 432, SCHEMA: ROW_CELLS}
-_CELLS = {1: 304, SCHEMA: CELLS}
+_ROW_CELLS = {1: 432, 2: 448, SCHEMA: ROW_CELLS}
+_CELLS = {1: 304, 2: 305, SCHEMA: CELLS}
 """By schema: what one row takes, and how many cells of it are counts."""
 
 
@@ -144,10 +145,14 @@ def owner_is_dead(path: Path) -> bool:
 
 def upgraded(row: list[int], schema: int) -> list[int] | None:
     """The counts of one row that a process of `schema` wrote, as `CELLS` cells; None if it has another number
-    of them than that schema. What schema 1 did not count is 0."""
+    of them than that schema. What that schema did not count is 0."""
     if len(row) != _CELLS.get(schema):
         return None
-    return row if schema == SCHEMA else [*row[:NOT_OK_NS], 0, *row[NOT_OK_NS:]]
+    if schema < 2:
+        row = [*row[:NOT_OK_NS], 0, *row[NOT_OK_NS:]]
+    if schema < 3:
+        row = [*row[:PAIRS], *[0] * (DISPATCHED - PAIRS), *row[PAIRS:]]
+    return row
 
 
 def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
@@ -168,6 +173,7 @@ def as_counts(row: list[int], lost: int = 0) -> ArmCounts:
         total=Histogram(tuple(row[TOTAL:TOTAL_SUM_NS]), row[TOTAL_SUM_NS] / 1e9),
         queue=Histogram(tuple(row[QUEUE:QUEUE_SUM_NS]), row[QUEUE_SUM_NS] / 1e9),
         compute=Histogram(tuple(row[COMPUTE:COMPUTE_SUM_NS]), row[COMPUTE_SUM_NS] / 1e9),
+        pairs=PairCounts(*row[PAIRS:DISPATCHED]),
     )
 
 

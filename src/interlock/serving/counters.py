@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from interlock.core.errors import ConfigError, LedgerError, SchemaTooNew
+from interlock.core.route import COPY_ARM
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.block import (
     CANCELLED,
@@ -66,7 +67,8 @@ __all__ = [
 RETIRED_SCHEMA = SCHEMA
 """Its arms have the cells of the blocks' schema of the same number."""
 MOST_RETIRED = 4096
-"""Arms that are kept apart; beyond, those of the oldest releases become one row a model and version."""
+"""Arms that are kept apart; beyond, those of the oldest releases become one row a model and version
+(two where it ran copies)."""
 
 
 class _Arm(msgspec.Struct, frozen=True):
@@ -157,7 +159,9 @@ def _collapse(arms: list[_Arm]) -> list[_Arm]:
     newest_first = sorted(arms, key=lambda arm: arm.key.release, reverse=True)
     kept = {arm.key: arm for arm in newest_first[: MOST_RETIRED // 2]}
     for arm in newest_first[MOST_RETIRED // 2 :]:
-        key = ArmKey(arm.key.model, arm.key.version, release=0, epoch=0, arm=0)
+        # Copies stay apart from what clients asked.
+        number = COPY_ARM if arm.key.arm == COPY_ARM else 0
+        key = ArmKey(arm.key.model, arm.key.version, release=0, epoch=0, arm=number)
         kept[key] = _merge(kept.get(key), _Arm(key, arm.lost, arm.cells))
     return list(kept.values())
 
