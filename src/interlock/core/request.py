@@ -10,7 +10,9 @@ from interlock.core.model import Inputs, ModelSettings, Tensors
 
 PRIORITY_HIGH = 0
 PRIORITY_NORMAL = 1
-PRIORITIES = 2
+PRIORITY_COPY = 2
+"""Copies of requests that another version answers: whatever a client waits for goes first."""
+PRIORITIES = 3
 
 
 class Request(msgspec.Struct, gc=False):

@@ -42,6 +42,15 @@ class Expected:
         return None
 
 
+def shapes_of(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """The shapes of one request's rows: requests whose shapes are equal can be joined.
+
+    >>> shapes_of({"x": np.zeros((3, 4, 5)), "y": [1, 2]})
+    ((4, 5), (2,))
+    """
+    return tuple((len(array),) if isinstance(array, list) else array.shape[1:] for array in inputs.values())
+
+
 def join(inputs: list[Inputs], dtypes: dict[str, np.dtype[Any]]) -> Tensors:
     """The inputs of several requests as one batch, joined on the batch axis.
 

@@ -10,7 +10,7 @@ from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from interlock.core.errors import ConfigError
-from interlock.core.request import PRIORITIES
+from interlock.core.request import PRIORITIES, PRIORITY_COPY
 from interlock.serving.latency import LatencyModel
 
 
@@ -177,6 +177,14 @@ class Batcher(Generic[ItemT]):
     def ready_s(self) -> float:
         """When what the last `take` left to wait for company is to run all the same; infinite if nothing."""
         return self._ready_s if self.waiting_items else inf
+
+    @property
+    def asked_rows(self) -> int:
+        """Waiting rows that are no copies: what a client's request waits behind."""
+        groups = self._groups[PRIORITY_COPY]
+        if not groups:
+            return self.waiting_rows
+        return self.waiting_rows - sum(i.rows for group in groups.values() for i in group if not i.gone)
 
     def cancel(self, item: ItemT) -> None:
         """Drop an item, waiting or running. Its neighbours notice nothing."""

@@ -24,7 +24,7 @@ from interlock.core.errors import (
 from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
 from interlock.core.request import Outputs, Request, Response, Sink, Tally, Ticket
 from interlock.serving.admission import QueueView, decide
-from interlock.serving.batch import Expected, join
+from interlock.serving.batch import Expected, join, shapes_of
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.call import Call, Part, split
 from interlock.serving.delivery import Delivery
@@ -85,16 +85,15 @@ class Lane:
 
     def view(self, now: float) -> QueueView:
         """The lane as admission sees it."""
-        batcher = self._batcher
-        busy_s = 0.0
+        batcher, busy_s = self._batcher, 0.0
         for batch in self._running:
             left_s = batch.started_s + self._latency.predict(max(batch.rows, 1)) - now
             busy_s = max(busy_s, left_s, 1e-6)
         return QueueView(
-            batcher.waiting_rows,
+            batcher.asked_rows,
             self.settings.queue_rows,
             batcher.max_rows,
-            self._latency.predict(min(batcher.max_rows, max(1, batcher.waiting_rows + 1))),
+            self._latency.predict(min(batcher.max_rows, max(1, batcher.asked_rows + 1))),
             busy_s,
             self.place.slots,
         )
@@ -104,6 +103,12 @@ class Lane:
         """Whether a request would not be in the next batch. While it would, admission has nothing to weigh:
         its prediction costs 0.9 us a request, and whoever finds a free place is tried anyway."""
         return bool(self._running) or self._batcher.waiting_rows >= self._batcher.max_rows
+
+    @property
+    def spare_rows(self) -> int:
+        """How many rows of copies may wait here: with all that waits already, one largest batch."""
+        shut = self.draining or self.broken is not None or not self.place.connected
+        return 0 if shut else self._batcher.max_rows - self._batcher.waiting_rows
 
     def start(
         self, jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], tally: Tally
@@ -135,7 +140,7 @@ class Lane:
                     tickets.append(None)
                     continue
             if not one_shape or outputs is not None:
-                key = None if one_shape else self._shapes(request), outputs
+                key = None if one_shape else shapes_of(request.inputs), outputs
             call = Call(
                 request,
                 sink,
@@ -179,11 +184,6 @@ class Lane:
         return RequestTooLarge(
             f"{request.rows} rows: version {self.version.number} of '{self.version.model}' takes at most"
             f" {self._batcher.max_rows} at once and its rows cannot be split; send fewer"
-        )
-
-    def _shapes(self, request: Request) -> tuple[tuple[int, ...], ...]:
-        return tuple(
-            (len(array),) if isinstance(array, list) else array.shape[1:] for array in request.inputs.values()
         )
 
     def _step(self) -> None:
