@@ -21,6 +21,7 @@ from interlock.core.errors import (
     Unsupported,
 )
 from interlock.core.model import DATATYPES, Array, Inputs, Signature, TensorSpec
+from interlock.core.request import Outputs, Response
 
 INTEGERS = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 FLOAT_BITS: dict[str, Literal[16, 32, 64]] = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
@@ -332,6 +333,16 @@ def test_outputs_that_are_not_finite_are_written_as_triton_writes_them() -> None
     assert text.endswith(b'"shape":[1,4],"data":[NaN,Infinity,-Infinity,0.5]}]}')
     got = InferResult.from_response_body(text).as_numpy("b")
     assert bits(got) == bits(np.array([[np.nan, np.inf, -np.inf, 0.5]]))
+
+
+@pytest.mark.parametrize(("version", "named"), [("1", "1"), ("0", "0")])
+def test_an_answer_names_the_version_that_gave_it(version: str, named: str) -> None:
+    """Also where another one than the request was decoded for: a shield."""
+    body = b'{"inputs":[{"name":"a","shape":[1,1],"datatype":"FP64","data":[1.0]}]}'
+    answer = echo("FP64").decode(body, None).answer
+    response = Response(b"id", "m", version, Outputs({"b": np.ones((1, 1))}))
+    text, _ = answer.answer(response, None)
+    assert json.loads(text)["model_version"] == named
 
 
 @pytest.mark.parametrize(

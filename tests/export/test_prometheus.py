@@ -12,7 +12,8 @@ from prometheus_client import Metric as Parsed
 from prometheus_client.parser import text_string_to_metric_families
 
 from interlock.core.letters import VersionState
-from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram, bucket
+from interlock.core.route import COPY_ARM
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram, PairCounts, bucket
 from interlock.export.prometheus import MAX_SERIES_PER_MODEL, METRICS, OUTCOMES, REASONS, render
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from tests.operations.homes import a_node, a_report, a_status
@@ -42,6 +43,13 @@ COUNTS = {
     ArmKey("iris", "1", 1, 1, 0): ArmCounts(dispatched=5, ok=4, lost=1),
     ArmKey("iris", "2", 2, 0, 1): ArmCounts(dispatched=7, ok=7),
 }  # fmt: skip
+COPIES = ArmCounts(dispatched=5, ok=4, lost=1, rows=5, batches=2, compute_ns=3_000_000_000)
+MIRRORED = {
+    **COUNTS,
+    ArmKey("iris", "2", 2, 1, 1): ArmCounts(ok=7, pairs=PairCounts(good=3, worse=2, dropped=1)),
+    ArmKey("iris", "1", 2, 1, COPY_ARM): COPIES,
+    ArmKey("iris", "1", 2, 2, COPY_ARM): COPIES,
+}
 
 
 def parsed(page: bytes) -> dict[str, Parsed]:
@@ -86,6 +94,21 @@ def test_tritons_names_mean_what_triton_means() -> None:
     assert value(page, "nv_inference_exec_count", version="1") == 3
     assert value(page, "nv_inference_request_duration_us", version="1") == 20_000  # answered ones only
     assert sorted(o for outcomes in REASONS.values() for o in outcomes) == sorted({*OUTCOMES} - {"ok"})
+
+
+def test_copies_take_time_and_are_nobodys_requests() -> None:
+    plain, page = render(COUNTS, NODE), render(MIRRORED, NODE)
+    for name in ("interlock_requests_total", "interlock_dispatched_requests_total", "nv_inference_count"):
+        assert value(page, name, version="1") == value(plain, name, version="1")
+    assert value(page, "interlock_lost_requests_total", version="1") == 1
+    assert value(page, "interlock_compute_seconds_total", version="1") == 8.5
+    assert value(page, "interlock_batch_rows_sum", version="1") == 70
+    assert value(page, "interlock_copies_total", version="1", release="2", outcome="ok") == 8
+    pairs = {
+        outcome: value(page, "interlock_pairs_total", version="2", release="2", outcome=outcome)
+        for outcome in PairCounts.__struct_fields__
+    }
+    assert {name: count for name, count in pairs.items() if count} == {"good": 3, "worse": 2, "dropped": 1}
 
 
 @given(st.lists(st.floats(0, 1000), max_size=50))
@@ -142,7 +165,7 @@ def test_series_are_bounded_and_the_newest_stay() -> None:
 
 def test_every_metric_has_its_type_help_and_labels() -> None:
     rows = [ReleaseRow(1, "iris", "1", "now", ReleaseState.DONE, "", None, 0, 1.0, 2.0, 2.0)]
-    families = parsed(render(COUNTS, NODE, rows))
+    families = parsed(render(MIRRORED, NODE, rows))
     for metric in METRICS:
         family = families.get(metric.name) or families[metric.name.removesuffix("_total")]
         assert family.type == metric.kind and family.documentation == metric.help

@@ -26,8 +26,10 @@ from interlock.core.model import (
     digest_of,
 )
 from interlock.core.request import Request
-from interlock.core.route import Arm, Route, single
+from interlock.core.route import Arm, Mirror, Route, single
+from interlock.core.state import ArmCounts, ArmKey, PairCounts
 from interlock.serving.block import Block
+from interlock.serving.block_reader import read_block
 from interlock.serving.infer import Infer
 from interlock.serving.loader import Loader
 from tests.serving.executor_process import Executor, until
@@ -164,6 +166,42 @@ async def test_both_arms_of_a_route_answer_and_are_counted_apart(rig: Rig) -> No
         (7, 3, 0),
         (7, 3, 1),
     }
+
+
+async def test_a_mirrored_route_compares_real_versions(rig: Rig) -> None:
+    """x times 2 against x times 3 in the same loop: the client's answer, its copy, and what is counted."""
+    one, two = put(rig.home, "1", 2.0), put(rig.home, "2", 3.0)
+    arms = (Arm(0, "incumbent", "1", 1.0), Arm(1, "candidate", "2", 0.0))
+    await rig.carry_out(one, two, route=Route(7, 3, "s", arms, Mirror(1, shadow=1.0)))
+    target = rig.infer.choose("m", None, None)
+    now = time.monotonic()
+    sinks = [FakeSink() for _ in range(5)]
+    inputs = {"x": np.ones((1, 2), np.float32)}
+    target.submit([(Request("m", inputs, 1, now + 20.0, now), sink) for sink in sinks])
+    answers = [sink.response.outputs["y"][0, 0] for sink in sinks if sink.response is not None]
+    assert answers == [2.0] * 5, "answered before the copies begin"
+
+    def pairs() -> PairCounts:
+        view = read_block(rig.block.path)
+        assert view is not None
+        return view.counts.get(ArmKey("m", "2", 7, 3, 1), ArmCounts()).pairs
+
+    await until(lambda: pairs().disagreed)
+    found = pairs()
+    assert (found.good, found.disagreed, found.slower + found.faster, found.dropped) == (5, 5, 1, 0)
+
+
+async def test_a_mirror_of_side_effects_is_refused_in_the_log_and_the_old_route_stays(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = put(rig.home, "1", 2.0), put(rig.home, "2", 3.0)
+    two = replace(two, capabilities=replace(two.capabilities, side_effect_free=False))
+    await rig.carry_out(one, two, route=single("1", 1))
+    arms = (Arm(0, "incumbent", "1", 0.0), Arm(1, "candidate", "2", 1.0))
+    revision = rig.apply(one, two, route=Route(2, 0, "s", arms, Mirror(1, reverse=1.0)))
+    assert await rig.ask() == 2.0 and rig.loader.done_revision < revision
+    refused = [record for record in caplog.records if record.getMessage() == "route refused"]
+    assert "has side effects" in refused[0].__dict__["fields"]["reason"]
 
 
 async def test_what_is_under_way_is_answered_before_its_version_is_given_back(rig: Rig) -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from interlock.core.letters import ModelDesired, VersionState
 from interlock.core.model import Model, Version
-from interlock.core.route import Arm, Route, single
+from interlock.core.route import Arm, Mirror, Route, single
 from interlock.serving.versions import (
     Drain,
     Forget,
@@ -20,6 +20,7 @@ from interlock.serving.versions import (
     carried_out,
     is_ready,
     plan,
+    why_not_mirrored,
 )
 from tests.serving.fakes import a_version
 
@@ -151,6 +152,30 @@ def test_a_first_release_is_waited_for_until_a_worker_was_ready_once() -> None:
         assert not ready((first,), have) and ready((first,), have, was_ready=True)
     assert not ready((first, wanted(B, route=B_TO_ONE)), held((B, READY)), b=B_TO_ONE)
     assert ready((first,), held((ONE, FAILED))), "it will never come"
+
+
+SHADOW = Route(3, 0, "s", (Arm(0, "incumbent", "1", 1.0), Arm(1, "candidate", "2", 0.0)), Mirror(1, 1.0))
+
+
+@pytest.mark.parametrize("state", [FAILED, QUARANTINED])
+def test_a_shadow_that_was_given_up_takes_nobody_with_it(state: VersionState) -> None:
+    desired = (wanted(ONE, TWO, route=SHADOW),)
+    assert ready(desired, held((ONE, READY), (TWO, state)), a=SHADOW)
+    assert not ready(desired, held((ONE, state), (TWO, READY)), a=SHADOW)
+
+
+def test_a_route_that_would_run_side_effects_twice_never_comes_into_force() -> None:
+    costly = a_version("a", "2", side_effect_free=False)
+    for two, steps in ((TWO, [Swap(Model("a"), SHADOW)]), (costly, [])):
+        desired = wanted(ONE, two, route=SHADOW)
+        have = held((ONE, READY), (two, READY))
+        assert plan((desired,), 1, have, {"a": TO_ONE}, frozenset()) == steps
+        reason = why_not_mirrored(desired)
+        assert (reason is None) is bool(steps)
+        assert carried_out((desired,), have, {"a": TO_ONE}) is False, "so that control sees it is not"
+    assert reason is not None and "version 2 of 'a' has side effects" in reason
+    assert why_not_mirrored(wanted(ONE, route=SHADOW)) is None, "it is not complete yet"
+    assert why_not_mirrored(wanted(ONE, costly, route=HALF)) is None, "a plain canary may"
 
 
 @pytest.mark.parametrize("state", [FAILED, QUARANTINED])

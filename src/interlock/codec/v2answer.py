@@ -27,12 +27,15 @@ def answer_head(model: str, number: str) -> bytes:
 
 class Answer:
     """Encodes the outputs that a request asked for. `names` are those, in the signature's order; None for
-    all of them."""
+    all of them. `number` is the version that `head` names."""
 
-    __slots__ = ("_head", "_is_json", "_outputs", "_row_shapes", "_row_template", "names")
+    __slots__ = ("_head", "_is_json", "_number", "_outputs", "_row_shapes", "_row_template", "names")
 
-    def __init__(self, head: bytes, outputs: "list[Output]", names: tuple[str, ...] | None) -> None:
+    def __init__(
+        self, head: bytes, number: str, outputs: "list[Output]", names: tuple[str, ...] | None
+    ) -> None:
         self._head = head
+        self._number = number
         self._outputs = outputs
         self._is_json = not any(output.is_binary for output in outputs)
         self.names = names
@@ -50,7 +53,10 @@ class Answer:
         """
         batch = response.batch
         if not (batch.each_one_row and self._is_json):
-            return self.encode(response.outputs, client_id)
+            if response.version == self._number:
+                return self.encode(response.outputs, client_id)
+            # Another version answered for this one.
+            return self.encode(response.outputs, client_id, answer_head(response.model, response.version))
         texts = batch.texts.get(self)
         if texts is None:
             texts = batch.texts[self] = self._encode_rows(batch.tensors)
@@ -78,14 +84,14 @@ class Answer:
         return [template % values for values in zip(*columns, strict=True)]
 
     def encode(
-        self, outputs: Tensors, client_id: str | None
+        self, outputs: Tensors, client_id: str | None, head: bytes | None = None
     ) -> tuple[bytes, list[memoryview | bytes] | None]:
         """The JSON, and the binary tensors behind it (None if none was asked for), in the order of the JSON.
 
         Binary parts share memory with `outputs` where their layout permits.
         Raises: OutputMismatch if the outputs are not what the signature says.
         """
-        parts = [self._head]
+        parts = [head or self._head]
         binary: list[memoryview | bytes] | None = None
         try:
             for output in self._outputs:

@@ -58,6 +58,7 @@ class Codec:
             for made, spec in specs.items()
         }
         self._head = answer_head(model, number)
+        self._number = number
         self._answers: dict[tuple[tuple[str, bool], ...] | bool, Answer] = {}
         self._all_json: Answer | None = None
         self._row_decoder = row_decoder(signature)
@@ -272,6 +273,7 @@ class Codec:
                 )
         answer = Answer(
             self._head,
+            self._number,
             [Output(self._outputs[name], is_binary) for name, is_binary in wanted],
             # The same for every order and for all of them, so that such requests can share a batch.
             None if len(names) == len(self._outputs) else tuple(n for n in self._outputs if n in names),

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from interlock import __version__
 from interlock.core.letters import VersionState
-from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram
+from interlock.core.route import COPY_ARM
+from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.operations.status import NodeStatus, is_executor, quarantine, version_order, why_not_ready
 from interlock.registry.rows import ReleaseRow
 
@@ -81,6 +82,18 @@ METRICS: tuple[Metric, ...] = (
         _ARM,
         "Requests settled, by release, arm and outcome; refused ones never reached a model.",
     ),
+    Metric(
+        "interlock_copies_total",
+        "counter",
+        ("model", "version", "release", "outcome"),
+        "Copies of requests that the version ran beside the one that clients were sent to, by outcome.",
+    ),
+    Metric(
+        "interlock_pairs_total",
+        "counter",
+        ("model", "version", "release", "outcome"),
+        "Requests that the incumbent and the candidate (the label) both ran, by what became of the two.",
+    ),
     Metric("interlock_dispatched_requests_total", "counter", _VERSION, "Requests handed to the version."),
     Metric(
         "interlock_lost_requests_total",
@@ -94,8 +107,13 @@ METRICS: tuple[Metric, ...] = (
         ("model", "version", "stage"),
         "Time of a request in a stage: queue, compute, or total.",
     ),
-    Metric("interlock_batch_rows", "summary", _VERSION, "Rows in each batch that was computed."),
-    Metric("interlock_compute_seconds_total", "counter", _VERSION, "Time spent in predict, once a batch."),
+    Metric("interlock_batch_rows", "summary", _VERSION, "Rows in each batch that was computed, copies too."),
+    Metric(
+        "interlock_compute_seconds_total",
+        "counter",
+        _VERSION,
+        "Time spent in predict, once a batch, copies too.",
+    ),
     Metric("nv_inference_request_success", "counter", _VERSION, "Triton: requests that were answered."),
     Metric(
         "nv_inference_request_failure",
@@ -122,10 +140,16 @@ METRICS: tuple[Metric, ...] = (
     ),
 )
 
+_NO_PAIRS = PairCounts()
+_NOTHING = ArmCounts()
+
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
 OUTCOMES = ("ok", "invalid", "failed", "timed_out", "cancelled", "lost", "refused")
 """Values of `outcome`, each a field of ArmCounts."""
+
+PAIR_OUTCOMES = PairCounts.__struct_fields__
+"""Values of `outcome` of the pairs, each a field of PairCounts. They overlap: a good pair agrees or not."""
 
 STAGES = ("queue", "compute", "total")
 
@@ -184,7 +208,15 @@ def _releases(releases: Sequence[ReleaseRow]) -> Iterator[str]:
 
 def _requests(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
     merged: dict[tuple[str, str, int, int], list[int]] = {}
+    copies: dict[tuple[str, str, int], ArmCounts] = {}
+    pairs: dict[tuple[str, str, int], PairCounts] = {}
     for key, arm in counts.items():
+        whose = key.model, key.version, key.release
+        if key.arm == COPY_ARM:
+            copies[whose] = copies.get(whose, ArmCounts()).merge(arm)
+            continue
+        if arm.pairs != _NO_PAIRS:
+            pairs[whose] = pairs.get(whose, _NO_PAIRS).merge(arm.pairs)
         cells = merged.setdefault((key.model, key.version, key.release, key.arm), [0] * len(OUTCOMES))
         for index, outcome in enumerate(OUTCOMES):
             cells[index] += getattr(arm, outcome)
@@ -198,13 +230,35 @@ def _requests(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
             for outcome, value in zip(OUTCOMES, cells, strict=True)
         ),
     )
+    yield from _outcomes("interlock_copies_total", copies, OUTCOMES)
+    yield from _outcomes("interlock_pairs_total", pairs, PAIR_OUTCOMES)
+
+
+def _outcomes(
+    name: str, counts: Mapping[tuple[str, str, int], Any], outcomes: tuple[str, ...]
+) -> Iterator[str]:
+    """One series for each outcome of each version in a release; the newest releases alone."""
+    shown = _newest(((model, release) for model, _, release in counts), lambda release: release)
+    yield from _family(
+        name,
+        (
+            ((model, version, str(release), outcome), getattr(found, outcome))
+            for (model, version, release), found in sorted(counts.items())
+            if release in shown[model]
+            for outcome in outcomes
+        ),
+    )
 
 
 def _versions(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
     every: dict[tuple[str, str], ArmCounts] = {}
+    ran: dict[tuple[str, str], ArmCounts] = {}
     for key, arm in counts.items():
         pair = (key.model, key.version)
-        every[pair] = every[pair].merge(arm) if pair in every else arm
+        # Copies take a model's time, and are nobody's requests.
+        ran[pair] = ran[pair].merge(arm) if pair in ran else arm
+        asked = arm if key.arm != COPY_ARM else _NOTHING
+        every[pair] = every[pair].merge(asked) if pair in every else asked
     shown = _newest(every, version_order)
     merged = [(pair, arm) for pair, arm in sorted(every.items()) if pair[1] in shown[pair[0]]]
 
@@ -217,8 +271,12 @@ def _versions(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
     for pair, arm in merged:
         for stage in STAGES:
             yield from _histogram("interlock_request_duration_seconds", (*pair, stage), getattr(arm, stage))
-    yield from _summary("interlock_batch_rows", {pair: (arm.batches, arm.rows) for pair, arm in merged})
-    yield from values("interlock_compute_seconds_total", lambda arm: arm.compute_ns / 1e9)
+    rows: dict[tuple[str, ...], tuple[int, float]] = {
+        pair: (ran[pair].batches, ran[pair].rows) for pair, _ in merged
+    }
+    yield from _summary("interlock_batch_rows", rows)
+    compute_s = [(pair, ran[pair].compute_ns / 1e9) for pair, _ in merged]
+    yield from _family("interlock_compute_seconds_total", compute_s)
     yield from values("nv_inference_request_success", lambda arm: arm.ok)
     yield from _family(
         "nv_inference_request_failure",

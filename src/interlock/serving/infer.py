@@ -1,7 +1,7 @@
 """Infer: route to version to lane, with the request id and the counts; what every protocol calls."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 from time import monotonic, time
 from typing import Any, Literal
@@ -20,11 +20,12 @@ from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Version
 from interlock.core.request import PRIORITY_HIGH, Request, Sink, Ticket, id_prefix
 from interlock.core.request import deadline as deadline_of
-from interlock.core.route import Arm, Route
+from interlock.core.route import COPY_ARM, Arm, Mirror, Route
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.admission import decide
 from interlock.serving.block import INVALID, Block, Slot
 from interlock.serving.lane import Lane
+from interlock.serving.mirror import Mirrored
 
 DIRECT_ARM = 255
 """The arm of requests that name their version: no evidence for or against a release."""
@@ -56,7 +57,7 @@ class Target:
         self.arm = arm
         self.slot = slot
         self.codec: Any = None
-        self.fixed = len(route.arms) == 1 or arm.index == DIRECT_ARM
+        self.fixed = arm.index == DIRECT_ARM or _only_arm(route) is arm
         self._prefix = prefix
         self._infer = infer
 
@@ -71,6 +72,10 @@ class Target:
         self.lane.step()
         return tickets
 
+    def ids(self) -> Iterator[bytes]:
+        """The ids of the requests that begin in this turn of the loop."""
+        return map((b"%b%x-%%x" % (self._prefix, int(time() * 1000))).__mod__, self._infer.sequence)
+
     def invalid(self, received_s: float) -> None:
         """A request was refused while it was decoded: the client's fault, and over."""
         self.slot.dispatched()
@@ -83,6 +88,14 @@ class Target:
         self.slot.unsent(monotonic() - received_s)
         return self._infer.is_first_unsent(self.version.key)
 
+    def is_first_unsent(self, version_key: str) -> bool:
+        """See `Infer.is_first_unsent`; for who stands in for this target."""
+        return self._infer.is_first_unsent(version_key)
+
+
+Answers = Target | Mirrored
+"""What answers the requests of one arm: its version, alone or mirrored to another one."""
+
 
 class _Entry:
     """How one model is answered: a route with a target for each arm, and one for each version by number."""
@@ -90,14 +103,15 @@ class _Entry:
     __slots__ = ("by_arm", "by_number", "model", "only", "route")
 
     def __init__(
-        self, model: Model, route: Route, by_arm: dict[int, Target], by_number: dict[str, Target]
+        self, model: Model, route: Route, by_arm: dict[int, Answers], by_number: dict[str, Answers]
     ) -> None:
         self.model = model
         self.route = route
         self.by_arm = by_arm
         self.by_number = by_number
-        # With one arm the route has nothing to choose.
-        self.only = next(iter(by_arm.values())) if len(by_arm) == 1 else None
+        # With one arm, or all others at weight 0, the route has nothing to choose.
+        only = _only_arm(route)
+        self.only = by_arm[only.index] if only is not None else None
 
 
 class Infer:
@@ -133,7 +147,7 @@ class Infer:
 
     # --- what protocols call ---
 
-    def choose(self, model: str, number: str | None, unit: bytes | None) -> Target:
+    def choose(self, model: str, number: str | None, unit: bytes | None) -> Answers:
         """The target of one request.
 
         Raises: ModelNotFound, VersionNotFound, NotReady, Quarantined, Draining.
@@ -189,8 +203,11 @@ class Infer:
         entry = self._entries.get(model)
         if entry is None or self.draining:
             return False
-        targets = entry.by_arm.values() if number is None else [entry.by_number.get(number)]
-        return all(t is not None and t.lane.broken is None and t.lane.place.connected for t in targets)
+        if number is None:  # what nobody is sent to (a shadow) may be broken
+            targets = [entry.by_arm[arm.index] for arm in entry.route.arms if arm.weight > 0.0]
+        else:
+            targets = [entry.by_number[number]] if number in entry.by_number else []
+        return bool(targets) and all(t.lane.broken is None and t.lane.place.connected for t in targets)
 
     def index(self) -> list[VersionStatus]:
         """All versions that this worker knows of, and of models that were unloaded those that were live."""
@@ -218,11 +235,14 @@ class Infer:
             raise self._absent(model, number) from None
 
     def stats(self, model: str | None, number: str | None) -> list[tuple[ArmKey, ArmCounts]]:
-        """Cumulative counts of the whole node, by arm."""
+        """Cumulative counts of what clients asked of the whole node, by arm."""
         return [
             (key, counts)
             for key, counts in self._counts().items()
-            if key.model and model in (None, key.model) and number in (None, key.version)
+            if key.model
+            and key.arm != COPY_ARM
+            and model in (None, key.model)
+            and number in (None, key.version)
         ]
 
     def repository(self, action: Literal["load", "unload"], model: str) -> Awaitable[None]:
@@ -241,14 +261,18 @@ class Infer:
         if route is None:
             self._entries.pop(model.name, None)
             return
-        by_arm = {arm.index: self._target(model, lanes[arm.version], route, arm) for arm in route.arms}
-        direct = {
+        by_arm: dict[int, Answers] = {}
+        for arm in route.arms:
+            by_arm[arm.index] = self._target(model, lanes[arm.version], route, arm)
+        direct: dict[str, Answers] = {
             number: self._target(model, lane, route, Arm(DIRECT_ARM, "direct", number, 0.0))
             for number, lane in lanes.items()
         }
         # A version that is the only one of its route is counted under it, by whichever path it was asked.
         if len(route.arms) == 1:
             direct[route.arms[0].version] = by_arm[route.arms[0].index]
+        if route.mirror is not None:
+            by_arm |= self._mirrored(route, route.mirror, by_arm)
         self._entries[model.name] = _Entry(model, route, by_arm, direct)
 
     def update(
@@ -264,6 +288,30 @@ class Infer:
         self._versions = versions
         self._unloaded = unloaded or {}
         self._unsent &= {version.key for version in versions.values()}
+
+    def _mirrored(self, route: Route, mirror: Mirror, by_arm: dict[int, Answers]) -> dict[int, Mirrored]:
+        """The arms whose requests, or a share of them, another lane runs too."""
+        incumbent, candidate = by_arm[route.arms[0].index], by_arm[mirror.candidate]
+        copy_id = id_prefix(route.release, route.epoch, COPY_ARM, self._origin) + b"0-0"
+        made: dict[int, Mirrored] = {}
+        for client, other, share in (
+            (incumbent, candidate, mirror.shadow),
+            (candidate, incumbent, mirror.reverse),
+        ):
+            if isinstance(client, Target) and (share or (mirror.shielded and client is candidate)):
+                key = ArmKey(client.model, other.version.number, route.release, route.epoch, COPY_ARM)
+                made[client.arm.index] = Mirrored(
+                    client,
+                    other.lane,
+                    mirror,
+                    share,
+                    route.salt,
+                    self._block.slot(key),
+                    candidate.slot,
+                    copy_id,
+                    self._draw,
+                )
+        return made
 
     def _target(self, model: Model, lane: Lane, route: Route, arm: Arm) -> Target:
         key = ArmKey(model.name, arm.version, route.release, route.epoch, arm.index)
@@ -297,6 +345,12 @@ class Infer:
                 )
         state = "; ".join(_how(status) for status in mine)
         return NotReady(f"model '{model}' is not ready: {state or 'no version is loaded yet'}")
+
+
+def _only_arm(route: Route) -> Arm | None:
+    """The arm that answers everybody; None if there are several."""
+    open_arms = [arm for arm in route.arms if arm.weight > 0.0]
+    return open_arms[0] if len(open_arms) == 1 else None
 
 
 def _how(status: VersionStatus) -> str:

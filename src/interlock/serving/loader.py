@@ -36,6 +36,7 @@ from interlock.serving.versions import (
     carried_out,
     is_ready,
     plan,
+    why_not_mirrored,
 )
 
 LOAD_LIMIT_S = 120.0
@@ -100,6 +101,10 @@ class Loader:
         """Work towards a Desired; `quarantined` maps the keys of versions given up to the reason."""
         self._desired = desired
         self.seen_revision = max(self.seen_revision, desired.revision)
+        for one in desired.models:
+            reason = why_not_mirrored(one)
+            if reason is not None:
+                _log.error("route refused", extra={"fields": {"model": one.model.name, "reason": reason}})
         self.quarantine(quarantined)
 
     def quarantine(self, quarantined: Mapping[str, str]) -> None:

@@ -7,9 +7,10 @@ the availability-preserving policy: TensorFlow Serving.)
 
 import msgspec
 
+from interlock.core.errors import ConfigError
 from interlock.core.letters import ModelDesired, VersionState
 from interlock.core.model import Model, Version
-from interlock.core.route import Route
+from interlock.core.route import Route, check_mirror
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -84,7 +85,8 @@ def plan(
         target = one.route
         if target is not None and target != current:
             arms = [by_number.get(arm.version) for arm in target.arms]
-            if all(arm is not None and _ready(held, arm.key, quarantined) for arm in arms):
+            ready = all(arm is not None and _ready(held, arm.key, quarantined) for arm in arms)
+            if ready and why_not_mirrored(one) is None:
                 steps.append(Swap(one.model, target))
                 current = target
         for arm in current.arms if current is not None else ():
@@ -168,13 +170,28 @@ def is_ready(
     return answered > 0 or given_up == 0
 
 
+def why_not_mirrored(one: ModelDesired) -> str | None:
+    """Why a model's route must not come into force: it would run requests twice that may run only once."""
+    if one.route is None or one.route.mirror is None:
+        return None
+    by_number = {version.number: version for version in one.versions}
+    if not all(arm.version in by_number for arm in one.route.arms):
+        return None  # not ready anyway
+    try:
+        check_mirror(one.route, by_number)
+    except ConfigError as error:
+        return error.message
+    return None
+
+
 def _answers(model: str, held: dict[str, Held], routes: dict[str, Route]) -> bool:
     ready = {
         have.version.number
         for have in held.values()
         if have.version.model == model and have.state is VersionState.READY
     }
-    return model in routes and ready.issuperset(arm.version for arm in routes[model].arms)
+    # An arm that nobody is sent to runs copies alone.
+    return model in routes and ready.issuperset(a.version for a in routes[model].arms if a.weight > 0.0)
 
 
 def _routed(one: ModelDesired) -> list[Version]:
