@@ -7,16 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.core.errors import ModelNotFound, ReleaseRefused
+from interlock.core.errors import ConfigError, ModelNotFound, ReleaseRefused
+from interlock.core.model import artifact_path
+from interlock.core.policy import Policy
 from interlock.operations import release
 from interlock.operations.context import Context
-from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
+from interlock.rollout.plan import CANARY, NOW, ROLLBACK
 from tests.operations.homes import a_home, carry_out, release_and_carry_out
 
 
 @pytest.fixture
 def ctx(interlock_home: Path) -> Iterator[Context]:
     context = a_home(interlock_home, iris=4)
+    for version in context.ledger.versions():
+        artifact_path(context.home, version.digest).mkdir(parents=True)
     yield context
     context.close()
 
@@ -124,9 +129,54 @@ def test_version_before_is_what_a_pile_of_releases_says(moves: list[str]) -> Non
         assert before == (pile[-2] if len(pile) > 1 else None)
         if move == "back":
             if before is not None:
-                done(before, release.ROLLBACK)
+                done(before, ROLLBACK)
                 pile.pop()
         else:
-            done(move, release.NOW)
+            done(move, NOW)
             if not pile or pile[-1] != move:
                 pile.append(move)
+
+
+def test_a_canary_has_its_policy_and_only_one_release_of_a_model_is_under_way(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    with pytest.raises(ReleaseRefused, match="version 1 of 'iris' is live already"):
+        release.release_canary(ctx, "iris", "1")
+    row = release.release_canary(ctx, "iris", "2", Policy(budget=7))
+    assert (row.strategy, row.policy) == (CANARY, Policy(budget=7))
+    ramp(ctx, row)
+    with pytest.raises(ReleaseRefused, match=rf"release {row.id} of 'iris' \(version 2\) is still ramping"):
+        release.release_canary(ctx, "iris", "3")
+    with pytest.raises(ReleaseRefused, match="still ramping"):
+        release.release_blue_green(ctx, "iris", "3")
+
+
+def test_a_canary_is_paused_resumed_with_another_budget_and_promoted(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    with pytest.raises(ReleaseRefused, match="no release of 'iris' is under way: nothing can be paused"):
+        release.pause(ctx, "iris")
+    row = ramp(ctx, release.release_canary(ctx, "iris", "2"))
+    assert release.pause(ctx, "iris").state is ReleaseState.PAUSED
+    with pytest.raises(ReleaseRefused, match="is paused and cannot be paused; that takes"):
+        release.pause(ctx, "iris")
+    with pytest.raises(ConfigError, match="budget 0 of a release"):
+        release.resume(ctx, "iris", budget=0)
+    resumed = release.resume(ctx, "iris", budget=200)
+    assert (resumed.state, resumed.resumed_epoch, resumed.weight) == (ReleaseState.RAMPING, 1, 0.05)
+    assert resumed.policy == Policy(budget=200) and resumed.resumed_s is not None
+    assert release.promote(ctx, "iris").state is ReleaseState.SWITCHING
+    assert ctx.ledger.release(row.id).reason == "promoted by hand"
+
+
+def test_what_is_aborted_gives_its_requests_back_or_ends(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    ramp(ctx, release.release_canary(ctx, "iris", "2"))
+    assert release.abort(ctx, "iris").state is ReleaseState.ROLLING_BACK
+    ctx.ledger.advance(ctx.ledger.open_releases()[0].id, ReleaseState.FAILED, "aborted by hand", time_s=9.0)
+    release.release_blue_green(ctx, "iris", "2", keep_s=5.0)
+    assert release.abort(ctx, "iris").state is ReleaseState.SUPERSEDED
+    assert ctx.ledger.open_releases() == []
+
+
+def ramp(ctx: Context, row: ReleaseRow) -> ReleaseRow:
+    ctx.ledger.advance(row.id, ReleaseState.PREPARING, time_s=2.0)
+    return ctx.ledger.advance(row.id, ReleaseState.RAMPING, time_s=3.0, epoch=RampEpoch(1, 0.05, (), 3.0))

@@ -13,9 +13,11 @@ import sqlalchemy as sa
 
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, SchemaTooNew, VersionNotFound
 from interlock.core.model import ModelSettings, Signature, TensorSpec, Version
+from interlock.core.policy import Policy
+from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.ledger import Ledger
-from interlock.registry.rows import NEXT_STATES, ReleaseRow, ReleaseState
+from interlock.registry.rows import NEXT_STATES, RampEpoch, ReleaseRow, ReleaseState
 
 STEPS = (ReleaseState.PREPARING, ReleaseState.SWITCHING, ReleaseState.DONE)
 
@@ -115,10 +117,15 @@ def test_two_releases_of_a_model_are_never_open_together(ledger: Ledger) -> None
 def test_only_legal_steps(ledger: Ledger, state: ReleaseState, wanted: ReleaseState) -> None:
     ledger.put_version(version(), 1.0)
     row = ledger.request_release("iris", "1", "now", 1.0)
+    ramping = (ReleaseState.PREPARING, ReleaseState.RAMPING)
     path = {
         ReleaseState.REQUESTED: (),
         ReleaseState.PREPARING: STEPS[:1],
+        ReleaseState.RAMPING: ramping,
+        ReleaseState.PAUSED: (*ramping, ReleaseState.PAUSED),
+        ReleaseState.ROLLING_BACK: (*ramping, ReleaseState.ROLLING_BACK),
         ReleaseState.SWITCHING: STEPS[:2],
+        ReleaseState.KEEPING: (*STEPS[:2], ReleaseState.KEEPING),
         ReleaseState.DONE: STEPS,
     }
     for step in path.get(state, (state,)):
@@ -318,3 +325,41 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, acknowledged: int
     seqs = [event.seq for event in ledger.events(limit=100_000)]
     ledger.close()
     assert seqs[:last] == list(range(1, last + 1)) and len(seqs) <= last + 1
+
+
+def test_an_epoch_begins_with_its_release_and_a_late_decision_changes_nothing(ledger: Ledger) -> None:
+    ledger.put_version(version(), 1.0)
+    seen = ledger.request_release("iris", "1", "canary", 1.0, policy=Policy(budget=7))
+    assert ledger.release(seen.id).policy == Policy(budget=7) and ledger.epochs(seen.id) == ()
+    preparing = ledger.advance(seen.id, "preparing", time_s=2.0)
+    first = RampEpoch(1, 0.05, (Cut(0.95, 0.01, 0.012),), 3.0)
+    ramping = ledger.advance(seen.id, "ramping", time_s=3.0, was=preparing, epoch=first)
+    assert (ramping.epoch, ramping.weight) == (1, 0.05) and ledger.epochs(seen.id) == (first,)
+    ledger.advance(seen.id, "paused", "by hand", time_s=4.0)
+    late = RampEpoch(2, 0.5, (), 5.0)
+    with pytest.raises(LedgerError, match="is paused by now, not ramping"):
+        ledger.advance(seen.id, "ramping", time_s=5.0, was=ramping, epoch=late)
+    assert ledger.epochs(seen.id) == (first,) and ledger.release(seen.id).state is ReleaseState.PAUSED
+    body = [event.body for event in ledger.events("iris") if event.kind == "release.ramping"]
+    assert [(one["epoch"], one["weight"]) for one in body] == [(1, 0.05)]
+
+
+def test_releases_of_the_first_schema_are_kept_and_numbers_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger(path, migrations=schema.MIGRATIONS[:1]).close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO models VALUES ('iris', '{}', 7)")
+        raw.execute("INSERT INTO versions VALUES ('iris', '1', '{}', 1.0)")
+        raw.execute(
+            "INSERT INTO releases VALUES (7, 'iris', '1', 'now', 'done', '', NULL, 0, 1.0, 2.0, 3.0),"
+            " (8, 'iris', '1', 'now', 'preparing', '', '1', 0, 4.0, 5.0, NULL)"
+        )
+    raw.close()
+    new = Ledger(path)
+    live = new.live("iris")
+    assert live is not None and (live.id, live.policy, live.weight) == (7, None, 0.0)
+    assert [row.id for row in new.open_releases()] == [8]
+    with pytest.raises(ReleaseRefused, match="release 8 of 'iris'"):
+        new.request_release("iris", "1", "now", 6.0)
+    assert new.request_release("iris", "1", "now", 6.0, supersede=True).id == 9
+    new.close()

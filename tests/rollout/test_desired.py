@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from interlock.core.letters import ModelDesired
 from interlock.core.model import Model, Signature, Version
-from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.registry.rows import OPEN_STATES, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 
-OPEN = [ReleaseState.REQUESTED, ReleaseState.PREPARING, ReleaseState.SWITCHING]
+OPEN = list(OPEN_STATES)
 
 
 def version(model: str, number: str) -> Version:
@@ -73,7 +73,7 @@ def test_the_live_version_stays_loaded_until_another_is_live(row: ModelRow) -> N
     if row.live is not None:
         (model,) = build_desired("n", 1, [row]).models
         assert model.versions[0].number == row.live.number
-        if row.open is None or row.open.state is not ReleaseState.SWITCHING:
+        if row.open is None or row.open.state not in (ReleaseState.SWITCHING, ReleaseState.KEEPING):
             assert model.route is not None and model.route.release == row.live.id
 
 

@@ -25,6 +25,7 @@ from interlock.app.link import LetterServer
 from interlock.core.appfile import AppFile, model_settings
 from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.core.letters import Desired, Report, letters_socket
+from interlock.core.model import Version
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.export.prometheus import render
 from interlock.operations.context import Context, open_context
@@ -73,6 +74,8 @@ class Control:
             reports=lambda: self._reports,
             publish=self._publish_soon,
             settle=lambda model: model_settings(app, model.name, model.settings),
+            counts=lambda: read_all(self._run_folder),
+            crashes=self._crashes,
         )
         self._leave = asyncio.Event()
 
@@ -157,6 +160,11 @@ class Control:
         """The metrics of the whole node. May be called from any thread. Raises: LedgerError."""
         releases = self._context.ledger.releases(limit=TIMED_RELEASES)
         return render(read_all(self._run_folder), self.node_status(), releases)
+
+    def _crashes(self, version: Version) -> int:
+        """How often a version ended its process lately. From the thread of the rollout loop."""
+        supervisor = self._reports.get("supervisor")
+        return 0 if supervisor is None else supervisor.crashes.get(version.key, 0)
 
     def _own_report(self, desired: Desired | None) -> Report:
         revision = -1 if desired is None else desired.revision

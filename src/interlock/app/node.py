@@ -185,8 +185,7 @@ class Supervisor:
             )
         except OSError as error:  # no memory or no process to be had: later, as after a crash
             log.error("a process cannot be started", extra=logs.fields(name=spec.name, error=str(error)))
-            view = RunningView(spec, time.monotonic())
-            self._crashed(time.monotonic(), view, str(error), {})
+            self._crashed(time.monotonic(), RunningView(spec, time.monotonic()), str(error), {})
             return
         self._children[spec.name] = child
         log.info("started", extra=logs.fields(name=spec.name, child=child.pid))
@@ -267,6 +266,7 @@ class Supervisor:
             quarantined={key: entry.reason for key, entry in self._history.quarantined.items()},
             resident_bytes=resident_bytes(os.getpid()),
             children=tuple(self._statuses()),
+            crashes=self._history.crashes_of(all_releases(self._desired)),
         )
 
     def _statuses(self) -> Iterator[ChildStatus]:

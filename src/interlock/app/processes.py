@@ -85,6 +85,14 @@ class History(msgspec.Struct, frozen=True):
     crashes: tuple[Crash, ...] = ()
     quarantined: dict[str, Quarantined] = {}
 
+    def crashes_of(self, releases: Mapping[str, int]) -> dict[str, int]:
+        """How often each version ended its process inside the window, under the release that asks for it."""
+        found: dict[str, int] = {}
+        for crash in self.crashes:
+            if crash.version_key and releases.get(crash.version_key) == crash.release:
+                found[crash.version_key] = found.get(crash.version_key, 0) + 1
+        return found
+
 
 class Limits(msgspec.Struct, frozen=True):
     """The bounds that decide. Times in seconds; `tries_*` are crashes inside `window_s`."""

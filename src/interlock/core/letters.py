@@ -83,7 +83,8 @@ class Report(msgspec.Struct, frozen=True):
     swapped, and nothing left to load or unload; `seen_revision` the newest that it has read.
 
     `process` is "worker-0", "supervisor" …; `incarnation` is new at every start. Filled by the supervisor:
-    `quarantined`, version key to reason, and `children`, all the processes that it keeps.
+    `quarantined`, version key to reason; `crashes`, how often each version ended its process lately under the
+    release that asks for it; and `children`, all the processes that it keeps.
     """
 
     node: str
@@ -99,6 +100,7 @@ class Report(msgspec.Struct, frozen=True):
     resident_bytes: int = 0
     schema: int = SCHEMA
     children: tuple[ChildStatus, ...] = ()
+    crashes: dict[str, int] = {}
 
 
 _desired = msgspec.json.Decoder(Desired)

@@ -85,7 +85,8 @@ class Route(msgspec.Struct, frozen=True):
     `release` numbers the release in the ledger; `epoch` counts its changes of weight, so that evidence is
     keyed by what was in force when a request was dispatched; `salt` gives each release its own sticky hash,
     so that the same users are not always the first to try. A pure shadow is a candidate of weight 0 with a
-    `mirror`; any change of the mirror begins a new epoch, as a change of weight does.
+    `mirror`; any change of the mirror begins a new epoch, as a change of weight does. Not `sticky`: the arm
+    of a unit's request is drawn as if it had none.
     """
 
     release: int
@@ -93,6 +94,7 @@ class Route(msgspec.Struct, frozen=True):
     salt: str
     arms: tuple[Arm, ...]
     mirror: Mirror | None = None
+    sticky: bool = True
 
     def __post_init__(self) -> None:
         total = sum(arm.weight for arm in self.arms)
@@ -119,7 +121,7 @@ class Route(msgspec.Struct, frozen=True):
         arms = self.arms
         if len(arms) == 1:
             return arms[0]
-        position = draw() if unit is None else unit_position(unit, self.salt)
+        position = draw() if unit is None or not self.sticky else unit_position(unit, self.salt)
         edge = 0.0
         for arm in arms[1:]:
             edge += arm.weight

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused
+from interlock.core.policy import Policy
 from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.plan import BLUE_GREEN, CANARY, NOW, ROLLBACK, policy_of
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
 
-NOW = "now"
-ROLLBACK = "rollback"
-"""Strategies of this module's releases: all at once; and the same, back to what was live before."""
+KEEP_S = 300.0
+"""How long a blue-green release keeps the old version hot, unless it is told."""
 
 _HISTORY = 1000
 """How many releases of a model a rollback looks back over."""
@@ -36,6 +39,106 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
     version = resolve(ctx, name, selector)
     begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
     return ctx.ledger.request_release(name, version.number, NOW, ctx.now_s(), supersede=not begun)
+
+
+def release_canary(ctx: Context, name: str, selector: str | None, policy: Policy | None = None) -> ReleaseRow:
+    """Ask that a version is tried on a share of a model's requests, and promoted or rolled back by evidence.
+
+    Where nothing is live there is nothing to compare with: all requests at once.
+    Raises: as `release_now`; ReleaseRefused also for the version that is live.
+    """
+    from interlock.operations.resolve import resolve
+
+    version = resolve(ctx, name, selector)
+    live = ctx.ledger.live(name)
+    if live is not None and live.number == version.number:
+        raise ReleaseRefused(
+            f"version {version.number} of {name!r} is live already: a canary needs another version to "
+            f"compare it with; load it anew with: interlock release {name} {version.number} --now"
+        )
+    begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
+    return ctx.ledger.request_release(
+        name, version.number, CANARY, ctx.now_s(), supersede=not begun, policy=policy or Policy()
+    )
+
+
+def release_blue_green(ctx: Context, name: str, selector: str | None, keep_s: float = KEEP_S) -> ReleaseRow:
+    """As `release_now`, but the old version stays in memory for `keep_s` after the switch: going back is at
+    once.
+
+    Raises: as `release_now`; ConfigError for a time that cannot be.
+    """
+    from interlock.operations.resolve import resolve
+
+    policy = Policy(keep_s=keep_s)
+    version = resolve(ctx, name, selector)
+    begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
+    return ctx.ledger.request_release(
+        name, version.number, BLUE_GREEN, ctx.now_s(), supersede=not begun, policy=policy
+    )
+
+
+def pause(ctx: Context, name: str) -> ReleaseRow:
+    """Leave a canary's weight as it is until it is resumed; what is proved against it still rolls it back.
+
+    Raises: ModelNotFound; ReleaseRefused where no canary of the model is ramping.
+    """
+    row = _under_way(ctx, name, "paused", ReleaseState.RAMPING)
+    return _step(ctx, row, ReleaseState.PAUSED, "paused by hand")
+
+
+def resume(ctx: Context, name: str, budget: float | None = None) -> ReleaseRow:
+    """Let a paused canary go on, its time limit beginning anew; `budget` replaces that of its policy.
+
+    Raises: ModelNotFound; ReleaseRefused where none is paused; ConfigError.
+    """
+    row = _under_way(ctx, name, "resumed", ReleaseState.PAUSED)
+    policy = policy_of(row)
+    if budget is not None:
+        policy = msgspec.structs.replace(policy, budget=budget)
+    return ctx.ledger.advance(
+        row.id, ReleaseState.RAMPING, "resumed by hand", time_s=ctx.now_s(), was=row, resumed=policy
+    )
+
+
+def promote(ctx: Context, name: str) -> ReleaseRow:
+    """Give a canary all requests, whatever the evidence.
+
+    Raises: ModelNotFound; ReleaseRefused where none is ramping or paused.
+    """
+    row = _under_way(ctx, name, "promoted", ReleaseState.RAMPING, ReleaseState.PAUSED)
+    return _step(ctx, row, ReleaseState.SWITCHING, "promoted by hand")
+
+
+def abort(ctx: Context, name: str) -> ReleaseRow:
+    """End the release that is under way; the version that was live answers all requests.
+
+    Raises: ModelNotFound; ReleaseRefused where nothing is under way.
+    """
+    row = _under_way(ctx, name, "aborted")
+    if row.state in (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING):
+        return _step(ctx, row, ReleaseState.ROLLING_BACK, "aborted by hand")
+    return _stop(ctx, row, "aborted by hand")
+
+
+def _under_way(ctx: Context, name: str, what: str, *states: ReleaseState) -> ReleaseRow:
+    known(ctx, name)
+    rows = _open(ctx, name)
+    if not rows:
+        raise ReleaseRefused(
+            f"no release of {name!r} is under way: nothing can be {what}; see: interlock events {name}"
+        )
+    if states and rows[0].state not in states:
+        raise ReleaseRefused(
+            f"release {rows[0].id} of {name!r} (version {rows[0].number}, {rows[0].strategy}) is "
+            f"{rows[0].state} and cannot be {what}; that takes one that is {' or '.join(states)}"
+        )
+    return rows[0]
+
+
+def _step(ctx: Context, row: ReleaseRow, state: ReleaseState, reason: str) -> ReleaseRow:
+    # Its weight may change at any moment; that does not matter to a person. That it ended does.
+    return ctx.ledger.advance(row.id, state, reason, time_s=ctx.now_s())
 
 
 def rollback(ctx: Context, name: str) -> ReleaseRow:

@@ -16,12 +16,14 @@ import sqlalchemy as sa
 
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
 from interlock.core.model import Model, ModelSettings, Version
+from interlock.core.policy import Policy
+from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.database import Database
-from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, ReleaseRow, ReleaseState
-from interlock.registry.schema import events, meta, models, releases, versions
+from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, RampEpoch, ReleaseRow, ReleaseState
+from interlock.registry.schema import epochs, events, meta, models, releases, versions
 
-__all__ = ["Event", "Ledger", "ReleaseRow", "ReleaseState"]
+__all__ = ["Event", "Ledger", "RampEpoch", "ReleaseRow", "ReleaseState"]
 
 
 class Ledger:
@@ -154,7 +156,14 @@ class Ledger:
     # Releases
 
     def request_release(
-        self, model: str, number: str, strategy: str, time_s: float, *, supersede: bool = False
+        self,
+        model: str,
+        number: str,
+        strategy: str,
+        time_s: float,
+        *,
+        supersede: bool = False,
+        policy: Policy | None = None,
     ) -> ReleaseRow:
         """A new release in state `requested`. `supersede` ends an open one in the same transaction.
 
@@ -175,10 +184,10 @@ class Ledger:
                 if not supersede:
                     raise ReleaseRefused(
                         f"release {row.id} of {model!r} (version {row.number}) is still {row.state}: "
-                        "wait until it has finished, or roll back"
+                        f"wait until it has finished, or end it: interlock abort {model}"
                     )
                 reason = f"version {number} was asked for instead"
-                self._change(connection, row, ReleaseState.SUPERSEDED, reason, None, None, time_s)
+                self._change(connection, row, ReleaseState.SUPERSEDED, reason, None, {}, time_s)
             live = self._live(connection, model)
             created = connection.execute(
                 releases.insert()
@@ -193,6 +202,10 @@ class Ledger:
                     requested_s=time_s,
                     changed_s=time_s,
                     finished_s=None,
+                    policy=None if policy is None else _json(policy),
+                    weight=0.0,
+                    resumed_epoch=0,
+                    resumed_s=None,
                 )
                 .returning(*releases.c)
             ).one()
@@ -203,6 +216,8 @@ class Ledger:
                 "strategy": strategy,
                 "previous_number": row.previous_number,
             }
+            if policy is not None:
+                body["policy"] = msgspec.to_builtins(policy)
             self._event(connection, time_s, model, "release.requested", body)
             return row
 
@@ -214,25 +229,48 @@ class Ledger:
         snapshot: dict[str, Any] | None = None,
         *,
         time_s: float,
-        epoch: int | None = None,
+        was: ReleaseRow | None = None,
+        epoch: RampEpoch | None = None,
+        resumed: Policy | None = None,
     ) -> ReleaseRow:
         """Move a release on; `done` also makes it the model's live one. `snapshot` is what the decision saw.
 
+        `was`: the row that the decision saw; if it stands elsewhere by now, nothing is changed. `epoch`
+        begins a new one, with its weight. `resumed`: a person lets it go on, under this policy.
         Raises: LedgerError for an unknown release or a step that its state does not allow.
         """
         wanted = ReleaseState(state)
         with self._database.write() as connection:
             row = self._get(connection, release_id)
+            if was is not None and (was.state, was.epoch, was.policy) != (row.state, row.epoch, row.policy):
+                raise LedgerError(
+                    f"release {release_id} of {row.model!r} is {row.state} by now, not {was.state}"
+                )
             if wanted not in NEXT_STATES[row.state]:
                 allowed = ", ".join(NEXT_STATES[row.state]) or "nothing, it has finished"
                 raise LedgerError(
                     f"release {release_id} of {row.model!r} is {row.state} and cannot become {wanted}; "
                     f"allowed: {allowed}"
                 )
-            row = self._change(connection, row, wanted, reason, snapshot, epoch, time_s)
+            values: dict[str, Any] = {}
+            if epoch is not None:
+                values |= {"epoch": epoch.number, "weight": epoch.weight}
+                self._put_epoch(connection, release_id, epoch)
+            if resumed is not None:
+                values |= {"policy": _json(resumed), "resumed_epoch": row.epoch, "resumed_s": time_s}
+            row = self._change(connection, row, wanted, reason, snapshot, values, time_s)
             if wanted is ReleaseState.DONE:
                 self._set_live(connection, row.model, release_id)
             return row
+
+    def epochs(self, release_id: int) -> tuple[RampEpoch, ...]:
+        """The epochs of a release, oldest first; none where all requests switched at once."""
+        query = sa.select(epochs).where(epochs.c.release == release_id).order_by(epochs.c.number)
+        with self._database.read() as connection:
+            return tuple(
+                RampEpoch(row.number, row.weight, msgspec.json.decode(row.cuts, type=_CUTS), row.started_s)
+                for row in connection.execute(query)
+            )
 
     def release(self, release_id: int) -> ReleaseRow:
         """One release.
@@ -384,7 +422,7 @@ class Ledger:
         state: ReleaseState,
         reason: str,
         snapshot: dict[str, Any] | None,
-        epoch: int | None,
+        values: dict[str, Any],
         time_s: float,
     ) -> ReleaseRow:
         changed = connection.execute(
@@ -395,7 +433,7 @@ class Ledger:
                 reason=reason,
                 changed_s=time_s,
                 finished_s=time_s if state.finished else None,
-                epoch=row.epoch if epoch is None else epoch,
+                **values,
             )
             .returning(*releases.c)
         ).one()
@@ -406,8 +444,22 @@ class Ledger:
             "reason": reason,
             "snapshot": snapshot,
         }
+        for name in ("epoch", "weight"):
+            if name in values:
+                body[name] = values[name]
         self._event(connection, time_s, row.model, f"release.{state.value}", body)
         return _release(changed)
+
+    def _put_epoch(self, connection: sa.Connection, release_id: int, epoch: RampEpoch) -> None:
+        connection.execute(
+            epochs.insert().values(
+                release=release_id,
+                number=epoch.number,
+                weight=epoch.weight,
+                cuts=_json(epoch.cuts),
+                started_s=epoch.started_s,
+            )
+        )
 
     def _event(
         self, connection: sa.Connection, time_s: float, model: str | None, kind: str, body: dict[str, Any]
@@ -427,12 +479,17 @@ class Ledger:
             connection.execute(meta.insert().values(key=key, value=value))
 
 
+_CUTS = tuple[Cut, ...]
+
+
 def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
 def _release(row: sa.Row[Any]) -> ReleaseRow:
     fields = {str(name): value for name, value in row._mapping.items()}
+    policy = fields["policy"]
+    fields["policy"] = None if policy is None else msgspec.json.decode(policy, type=Policy)
     return ReleaseRow(**{**fields, "state": ReleaseState(fields["state"])})
 
 

@@ -1,9 +1,12 @@
-"""ReleaseRow and Event: what the ledger gives out, and which steps a release may take."""
+"""ReleaseRow, RampEpoch and Event: what the ledger gives out, and which steps a release may take."""
 
 from enum import StrEnum
 from typing import Any
 
 import msgspec
+
+from interlock.core.policy import Policy
+from interlock.evidence.exceedance import Cut
 
 
 class ReleaseState(StrEnum):
@@ -11,7 +14,11 @@ class ReleaseState(StrEnum):
 
     REQUESTED = "requested"
     PREPARING = "preparing"
+    RAMPING = "ramping"
+    PAUSED = "paused"
     SWITCHING = "switching"
+    KEEPING = "keeping"
+    ROLLING_BACK = "rolling_back"
     DONE = "done"
     FAILED = "failed"
     SUPERSEDED = "superseded"
@@ -21,24 +28,42 @@ class ReleaseState(StrEnum):
         return self not in OPEN_STATES
 
 
-OPEN_STATES = (ReleaseState.REQUESTED, ReleaseState.PREPARING, ReleaseState.SWITCHING)
-
 _ENDS = (ReleaseState.FAILED, ReleaseState.SUPERSEDED)
 NEXT_STATES: dict[ReleaseState, tuple[ReleaseState, ...]] = {
     ReleaseState.REQUESTED: (ReleaseState.PREPARING, *_ENDS),
-    ReleaseState.PREPARING: (ReleaseState.SWITCHING, *_ENDS),
-    ReleaseState.SWITCHING: (ReleaseState.DONE, *_ENDS),
+    ReleaseState.PREPARING: (ReleaseState.RAMPING, ReleaseState.SWITCHING, *_ENDS),
+    # A new weight is a step from ramping to ramping.
+    ReleaseState.RAMPING: (
+        ReleaseState.RAMPING,
+        ReleaseState.PAUSED,
+        ReleaseState.SWITCHING,
+        ReleaseState.ROLLING_BACK,
+        ReleaseState.SUPERSEDED,
+    ),
+    ReleaseState.PAUSED: (
+        ReleaseState.RAMPING,
+        ReleaseState.SWITCHING,
+        ReleaseState.ROLLING_BACK,
+        ReleaseState.SUPERSEDED,
+    ),
+    ReleaseState.SWITCHING: (ReleaseState.KEEPING, ReleaseState.DONE, *_ENDS),
+    ReleaseState.KEEPING: (ReleaseState.DONE, ReleaseState.ROLLING_BACK, ReleaseState.SUPERSEDED),
+    ReleaseState.ROLLING_BACK: _ENDS,
     ReleaseState.DONE: (),
     ReleaseState.FAILED: (),
     ReleaseState.SUPERSEDED: (),
 }
+OPEN_STATES = tuple(state for state, following in NEXT_STATES.items() if following)
 
 
 class ReleaseRow(msgspec.Struct, frozen=True):
     """One release of one version. Times are wall-clock seconds (Unix); `finished_s` is None while it is open.
 
     `previous_number` is what was live when it was requested (None: nothing); `epoch` counts the changes of
-    weight within the release; `reason` says why it failed or was superseded.
+    weight within the release; `reason` says why it failed, was superseded, is paused or is rolled back.
+    `weight` is the candidate's share while both versions answer; `policy` how it is tried, None where all
+    switch at once. `resumed_epoch` and `resumed_s`: where it stood when a person last resumed it, 0 and
+    None if nobody did.
     """
 
     id: int
@@ -52,6 +77,21 @@ class ReleaseRow(msgspec.Struct, frozen=True):
     requested_s: float
     changed_s: float
     finished_s: float | None
+    policy: Policy | None = None
+    weight: float = 0.0
+    resumed_epoch: int = 0
+    resumed_s: float | None = None
+
+
+class RampEpoch(msgspec.Struct, frozen=True):
+    """A stretch of a release in which the weight and the cuts are constant. `number` is in the key of all
+    counts; `cuts` say what is slow, set before the first request that they judge; `started_s` is Unix
+    time."""
+
+    number: int
+    weight: float
+    cuts: tuple[Cut, ...]
+    started_s: float
 
 
 class Event(msgspec.Struct, frozen=True):

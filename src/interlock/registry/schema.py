@@ -56,7 +56,42 @@ _V1: Migration = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_V1,)
+# The states are checked in rows.py, which also says which follow which: a new one needs no new table.
+_V2: Migration = (
+    """CREATE TABLE releases_2 (
+        id {auto_id},
+        model TEXT NOT NULL,
+        number TEXT NOT NULL,
+        strategy TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        previous_number TEXT,
+        epoch BIGINT NOT NULL,
+        requested_s DOUBLE PRECISION NOT NULL,
+        changed_s DOUBLE PRECISION NOT NULL,
+        finished_s DOUBLE PRECISION,
+        policy TEXT,
+        weight DOUBLE PRECISION NOT NULL,
+        resumed_epoch BIGINT NOT NULL,
+        resumed_s DOUBLE PRECISION,
+        FOREIGN KEY (model, number) REFERENCES versions (model, number))""",
+    """INSERT INTO releases_2
+        SELECT id, model, number, strategy, state, reason, previous_number, epoch,
+               requested_s, changed_s, finished_s, NULL, 0, 0, NULL
+        FROM releases""",
+    "DROP TABLE releases",
+    "ALTER TABLE releases_2 RENAME TO releases",
+    "CREATE UNIQUE INDEX releases_one_open ON releases (model) WHERE finished_s IS NULL",
+    """CREATE TABLE epochs (
+        release BIGINT NOT NULL,
+        number BIGINT NOT NULL,
+        weight DOUBLE PRECISION NOT NULL,
+        cuts TEXT NOT NULL,
+        started_s DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (release, number))""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_V1, _V2)
 
 metadata = MetaData()
 models = Table(
@@ -88,6 +123,19 @@ releases = Table(
     Column("requested_s", Float),
     Column("changed_s", Float),
     Column("finished_s", Float),
+    Column("policy", Text),
+    Column("weight", Float),
+    Column("resumed_epoch", Integer),
+    Column("resumed_s", Float),
+)
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("release", Integer, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("weight", Float),
+    Column("cuts", Text),
+    Column("started_s", Float),
 )
 events = Table(
     "events",

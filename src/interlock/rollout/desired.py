@@ -6,8 +6,10 @@ import msgspec
 
 from interlock.core.letters import Desired, ModelDesired
 from interlock.core.model import Model, Version
-from interlock.core.route import Route, single
+from interlock.core.policy import Unit
+from interlock.core.route import Arm, Route, single
 from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.tally import CANDIDATE, INCUMBENT
 
 
 class ModelRow(msgspec.Struct, frozen=True):
@@ -46,6 +48,9 @@ def _model(row: ModelRow) -> ModelDesired | None:
     # A first release is in the first letter already: a node that starts with it is not ready without it.
     if begun is not None and begun.state is ReleaseState.REQUESTED and row.live is not None:
         begun = None
+    # What is rolled back is drained at once: it may be the fault of its being there.
+    if begun is not None and begun.state is ReleaseState.ROLLING_BACK and row.live is not None:
+        begun = None
     # Where the ledger has lost a version's record there is nothing to load; the others go on.
     named = [r for r in (row.live, begun) if r is not None and r.number in row.versions]
     if not named:
@@ -62,8 +67,21 @@ def _model(row: ModelRow) -> ModelDesired | None:
 
 
 def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
-    switched = begun is not None and begun.state is ReleaseState.SWITCHING
+    switched = begun is not None and begun.state in (ReleaseState.SWITCHING, ReleaseState.KEEPING)
     release = begun if switched else row.live
     if release is None or release.number not in row.versions:
         return None
-    return single(release.number, release.id, f"{row.model.name}:{release.id}")
+    salt = f"{row.model.name}:{release.id}"
+    if begun is None or begun.epoch == 0 or switched or begun.number not in row.versions:
+        return single(release.number, release.id, salt)
+    # Both arms under the new release's number: its epochs begin at 1, and 0 is where it has all requests.
+    return Route(
+        release=begun.id,
+        epoch=begun.epoch,
+        salt=f"{row.model.name}:{begun.id}",
+        arms=(
+            Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight),
+            Arm(CANDIDATE, "candidate", begun.number, begun.weight),
+        ),
+        sticky=begun.policy is not None and begun.policy.unit is Unit.HEADER,
+    )

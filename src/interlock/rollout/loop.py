@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -10,20 +11,29 @@ import msgspec
 from interlock.core.clock import Clock, monotonic
 from interlock.core.errors import InterlockError, LedgerError
 from interlock.core.letters import Desired, Report
-from interlock.core.model import Model, ModelSettings, Version
+from interlock.core.model import Model, ModelSettings, Placement, Version
+from interlock.core.state import ArmCounts, ArmKey
 from interlock.registry.ledger import Ledger
-from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
+from interlock.rollout.gate import Load
 from interlock.rollout.plan import (
+    BLUE_GREEN,
+    CANARY,
     NEXT_STATE,
-    Fail,
+    Action,
     Hold,
     Limits,
+    Pause,
+    RampView,
     Snapshot,
+    Weight,
     as_record,
     next_action,
+    policy_of,
     view_of,
 )
+from interlock.rollout.tally import next_cuts, sent_in_all, tally
 
 log = logging.getLogger("interlock.rollout")
 
@@ -31,6 +41,14 @@ TICK_S = 0.05
 """Between two looks while a release is open."""
 POLL_S = 0.25
 """Between two looks into the ledger while none is: another process may have written to it."""
+RAMP_TICK_S = 0.1
+"""Between two looks while all that is open gathers evidence: each reads the counters of the whole node."""
+RATE_OVER_S = 10.0
+RATE_AT_LEAST_S = 1.0
+"""Over how long the traffic of a model is measured, at most and at least."""
+_GATHERING = (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
+
+Counts = Callable[[], Mapping[ArmKey, ArmCounts]]
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -44,9 +62,11 @@ class Node(msgspec.Struct, frozen=True):
 class RolloutLoop:
     """Carries out the releases of one node's ledger.
 
-    `reports` gives the latest Report of each connected process by its name; `publish` gets each new Desired.
-    `settle` turns a model's settings in the ledger into those in force (the app file has the last word).
-    `step` runs in a thread, one at a time, and calls all three from there.
+    `reports` gives the latest Report of each connected process by its name; `publish` gets each new
+    Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
+    word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
+    process lately under the release that asks for it. `step` runs in a thread, one at a time, and calls
+    them all from there.
     """
 
     def __init__(
@@ -56,6 +76,8 @@ class RolloutLoop:
         reports: Callable[[], Mapping[str, Report]],
         publish: Callable[[Desired], None],
         settle: Callable[[Model], ModelSettings] = lambda model: model.settings,
+        counts: Counts = lambda: {},
+        crashes: Callable[[Version], int] = lambda version: 0,
         now_s: Callable[[], float] = time.time,
         clock: Clock = monotonic,
     ) -> None:
@@ -65,13 +87,19 @@ class RolloutLoop:
         self._reports = reports
         self._publish = publish
         self._settle = settle
+        self._counts = counts
+        self._crashes = crashes
         self._now_s = now_s
         self._clock = clock
         self._wake = asyncio.Event()
         self._read = -1
         self._open: tuple[ReleaseRow, ...] = ()
-        self._states: dict[int, tuple[ReleaseState, float, int]] = {}
+        self._states: dict[int, tuple[tuple[ReleaseState, int], float, int]] = {}
         self._anew = False
+        self._traffic: dict[int, deque[tuple[float, int]]] = {}
+        # Replaced as a whole: other threads read it.
+        self.looked: Mapping[str, tuple[Snapshot, Action]] = {}
+        """Of each model with an open release: what the last look saw, and what it decided."""
 
     @property
     def is_busy(self) -> bool:
@@ -105,7 +133,7 @@ class RolloutLoop:
             if acted:
                 continue
             try:
-                async with asyncio.timeout(TICK_S if self.is_busy else POLL_S):
+                async with asyncio.timeout(self._tick_s()):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -116,9 +144,18 @@ class RolloutLoop:
         Raises: LedgerError.
         """
         acted = self._refresh()
+        counts = self._counts() if any(_is_counted(row) for row in self._open) else {}
+        self.looked = {
+            model: look for model, look in self.looked.items() if model in {row.model for row in self._open}
+        }
         for row in self._open:
-            acted = self._advance(row) or acted
+            acted = self._advance(row, counts) or acted
         return acted
+
+    def _tick_s(self) -> float:
+        if not self.is_busy:
+            return POLL_S
+        return RAMP_TICK_S if all(row.state in _GATHERING for row in self._open) else TICK_S
 
     def _refresh(self) -> bool:
         """Read the rows and publish, if any process has written to the ledger."""
@@ -162,28 +199,40 @@ class RolloutLoop:
             self._ledger.last_done(model.name) if live is None else None,
         )
 
-    def _advance(self, row: ReleaseRow) -> bool:
-        snapshot = self._snapshot(row)
+    def _advance(self, row: ReleaseRow, counts: Mapping[ArmKey, ArmCounts]) -> bool:
+        snapshot = self._snapshot(row, counts)
         action = next_action(snapshot)
+        self.looked = {**self.looked, row.model: (snapshot, action)}
         if isinstance(action, Hold):
             return False
         state = NEXT_STATE[type(action)]
-        reason = action.reason if isinstance(action, Fail) else ""
+        reason = getattr(action, "reason", "")
+        now_s = self._now_s()
         try:
-            self._ledger.advance(row.id, state, reason, as_record(snapshot, action), time_s=self._now_s())
+            self._ledger.advance(
+                row.id,
+                state,
+                reason,
+                as_record(snapshot, action),
+                time_s=now_s,
+                was=row,
+                epoch=_epoch_after(row, action, now_s),
+            )
         except LedgerError:
-            if self._ledger.release(row.id).state is row.state:
+            now = self._ledger.release(row.id)
+            if (now.state, now.epoch, now.policy) == (row.state, row.epoch, row.policy):
                 raise
-            # Somebody else ended it since we looked; the next look shows how.
+            # Somebody else moved it since we looked; the next look shows how.
             return True
+        against = state in (ReleaseState.FAILED, ReleaseState.ROLLING_BACK, ReleaseState.PAUSED)
         log.log(
-            logging.WARNING if isinstance(action, Fail) else logging.INFO,
+            logging.WARNING if against else logging.INFO,
             "a release goes on",
             extra={"fields": {"model": row.model, "release": row.id, "state": state, "reason": reason}},
         )
         return True
 
-    def _snapshot(self, row: ReleaseRow) -> Snapshot:
+    def _snapshot(self, row: ReleaseRow, counts: Mapping[ArmKey, ArmCounts]) -> Snapshot:
         reports = self._reports()
         now_s = self._clock()
         since_s, revision = self._entered(row, now_s)
@@ -192,9 +241,10 @@ class RolloutLoop:
         quarantined = None
         if supervisor is not None and version is not None and supervisor.seen_revision >= revision:
             quarantined = supervisor.quarantined.get(version.key)
+        live = self._ledger.live(row.model)
         return Snapshot(
             release=row,
-            live=self._ledger.live(row.model),
+            live=live,
             digest="" if version is None else version.digest,
             revision=revision,
             waited_s=now_s - since_s,
@@ -203,15 +253,60 @@ class RolloutLoop:
             ),
             quarantined=quarantined,
             limits=self._node.limits,
+            ramp=self._ramp(row, live, version, counts, now_s) if _is_counted(row) else None,
+        )
+
+    def _ramp(
+        self,
+        row: ReleaseRow,
+        live: ReleaseRow | None,
+        version: Version | None,
+        counts: Mapping[ArmKey, ArmCounts],
+        now_s: float,
+    ) -> RampView:
+        seen = self._traffic.setdefault(row.id, deque())
+        seen.append((now_s, sent_in_all(row.model, counts)))
+        while now_s - seen[0][0] > RATE_OVER_S and len(seen) > 2:
+            seen.popleft()
+        took_s = now_s - seen[0][0]
+        # Counts only shrink where somebody moved the file of the retired ones away.
+        rate_per_s = max(seen[-1][1] - seen[0][1], 0) / took_s if took_s >= RATE_AT_LEAST_S else None
+        view = RampView(self._now_s(), rate_per_s=rate_per_s)
+        if live is None or version is None or row.strategy != CANARY:
+            return view
+        places = 1 if version.placement is Placement.EXECUTOR else len(self._node.workers)
+        return msgspec.structs.replace(
+            view,
+            epochs=tally(row, live.number, self._ledger.epochs(row.id), counts),
+            next_cuts=next_cuts(policy_of(row), live, row, counts),
+            crashes=self._crashes(version),
+            load=None if rate_per_s is None else Load(rate_per_s, places, version.profile.batch_s),
         )
 
     def _entered(self, row: ReleaseRow, now_s: float) -> tuple[float, int]:
-        """When this loop first saw the release in its state, and the revision that told the node."""
+        """When this loop first saw the release in its state and epoch, and the revision that told the
+        node."""
         assert self.desired is not None
         entered = self._states.get(row.id)
-        if entered is None or entered[0] is not row.state:
-            entered = (row.state, now_s, self.desired.revision)
+        step = (row.state, row.epoch)
+        if entered is None or entered[0] != step:
+            entered = (step, now_s, self.desired.revision)
             still_open = {release.id for release in self._open}
             self._states = {id: seen for id, seen in self._states.items() if id in still_open}
+            self._traffic = {id: seen for id, seen in self._traffic.items() if id in still_open}
             self._states[row.id] = entered
         return entered[1], entered[2]
+
+
+def _is_counted(row: ReleaseRow) -> bool:
+    """Whether decisions about a release need counts, or the time on the wall."""
+    return row.strategy in (CANARY, BLUE_GREEN)
+
+
+def _epoch_after(row: ReleaseRow, action: Action, now_s: float) -> RampEpoch | None:
+    """The epoch that an action begins."""
+    if isinstance(action, Weight):
+        return RampEpoch(row.epoch + 1, action.weight, action.cuts, now_s)
+    if isinstance(action, Pause) and action.weight is not None and action.weight != row.weight:
+        return RampEpoch(row.epoch + 1, action.weight, (), now_s)
+    return None

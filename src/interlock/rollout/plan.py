@@ -1,8 +1,14 @@
 """Decides the next step of a release from one snapshot of everything that matters.
 
 Strategy `now` (and `rollback`, which is the same towards what was live before): requested -> preparing
-(loaded beside the old version) -> switching (the route points to it) -> done. Whatever goes wrong before that
-leaves the old version live, and the reason names each process that could not.
+(loaded beside the old version) -> switching (the route points to it) -> done. Whatever goes wrong before
+that leaves the old version live, and the reason names each process that could not. `blue-green` stays in
+keeping for a while before it is done: the old version is hot.
+
+Strategy `canary`: preparing -> ramping, where both versions answer and each new weight is an epoch of its
+own -> switching, when the evidence lets it through; or -> rolling_back, when the evidence or a crash is
+against it, which ends in failed once no worker sends it a request any more. It is paused by a person, or
+where only a person can tell.
 """
 
 from collections.abc import Iterable
@@ -11,10 +17,25 @@ from typing import Any
 import msgspec
 
 from interlock.core.letters import Report, VersionState, VersionStatus
+from interlock.core.policy import Policy, Undecided, Unit
+from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.forecast import forecast
+from interlock.rollout.gate import Judgement, Kind, Load, judge
+from interlock.rollout.ramp import Allowance, allowance
+from interlock.rollout.tally import EpochTally
 
-DECISION = 1
+DECISION = 2
 """Number of this decision code, logged with each decision: a replay compares like with like."""
+
+NOW = "now"
+ROLLBACK = "rollback"
+BLUE_GREEN = "blue-green"
+CANARY = "canary"
+"""Strategies. Without a live version there is nothing to compare with: a canary then is as `now`."""
+
+DWELL_S = 2.0
+"""The least time between two epochs: the counts of the one before are in, nearly all."""
 
 
 class WorkerView(msgspec.Struct, frozen=True):
@@ -39,6 +60,20 @@ class Limits(msgspec.Struct, frozen=True):
     settle_s: float = 2.0
 
 
+class RampView(msgspec.Struct, frozen=True):
+    """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
+    their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
+    those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
+    this release."""
+
+    now_s: float
+    epochs: tuple[EpochTally, ...] = ()
+    rate_per_s: float | None = None
+    next_cuts: tuple[Cut, ...] = ()
+    crashes: int = 0
+    load: Load | None = None
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """All that a decision sees. `waited_s` is how long the release has been in its state under the eyes of
     this control; `revision` the Desired that carries the state, before which a Report says nothing of it;
@@ -53,6 +88,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     workers: tuple[WorkerView, ...]
     quarantined: str | None = None
     limits: Limits = Limits()
+    ramp: RampView | None = None
 
 
 class Hold(msgspec.Struct, frozen=True, tag="hold"):
@@ -69,6 +105,37 @@ class Switch(msgspec.Struct, frozen=True, tag="switch"):
     """Every worker has it: point the route at it."""
 
 
+class Weight(msgspec.Struct, frozen=True, tag="weight"):
+    """Begin an epoch in which the candidate gets this share, judged by these cuts."""
+
+    weight: float
+    cuts: tuple[Cut, ...]
+    reason: str
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Wait for a person. `weight` 0 takes all requests from the candidate; None leaves its share as it is."""
+
+    reason: str
+    weight: float | None = None
+
+
+class Promote(msgspec.Struct, frozen=True, tag="promote"):
+    """The evidence lets it through: point the route at it."""
+
+    reason: str
+
+
+class RollBack(msgspec.Struct, frozen=True, tag="roll_back"):
+    """All requests to the incumbent, now."""
+
+    reason: str
+
+
+class Keep(msgspec.Struct, frozen=True, tag="keep"):
+    """Every worker routes to it: the old version stays hot for a while."""
+
+
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
     """Every worker routes to it: it is live, and the old one may go."""
 
@@ -79,11 +146,16 @@ class Fail(msgspec.Struct, frozen=True, tag="fail"):
     reason: str
 
 
-Action = Hold | Prepare | Switch | Finish | Fail
+Action = Hold | Prepare | Weight | Pause | Promote | RollBack | Switch | Keep | Finish | Fail
 
-NEXT_STATE: dict[type[Prepare | Switch | Finish | Fail], ReleaseState] = {
+NEXT_STATE: dict[type[Action], ReleaseState] = {
     Prepare: ReleaseState.PREPARING,
+    Weight: ReleaseState.RAMPING,
+    Pause: ReleaseState.PAUSED,
+    Promote: ReleaseState.SWITCHING,
+    RollBack: ReleaseState.ROLLING_BACK,
     Switch: ReleaseState.SWITCHING,
+    Keep: ReleaseState.KEEPING,
     Finish: ReleaseState.DONE,
     Fail: ReleaseState.FAILED,
 }
@@ -96,10 +168,43 @@ def next_action(snapshot: Snapshot) -> Action:
             return Prepare()
         case ReleaseState.PREPARING:
             return _prepare(snapshot)
+        case ReleaseState.RAMPING:
+            return _ramp(snapshot)
+        case ReleaseState.PAUSED:
+            return _pause(snapshot)
         case ReleaseState.SWITCHING:
             return _switch(snapshot)
+        case ReleaseState.KEEPING:
+            return _keep(snapshot)
+        case ReleaseState.ROLLING_BACK:
+            return _roll_back(snapshot)
         case finished:
             return Hold(f"the release is {finished}")
+
+
+def judged(snapshot: Snapshot) -> Judgement | None:
+    """What the gates say in a snapshot; None where there is nothing to judge."""
+    if snapshot.ramp is None:
+        return None
+    row = snapshot.release
+    return judge(snapshot.ramp.epochs, policy_of(row), snapshot.ramp.load, row.resumed_epoch)
+
+
+def policy_of(row: ReleaseRow) -> Policy:
+    """The policy in force."""
+    return row.policy if row.policy is not None else Policy()
+
+
+def allowed(snapshot: Snapshot, judgement: Judgement) -> Allowance:
+    """What the candidate may be sent now."""
+    rate_per_s = snapshot.ramp.rate_per_s if snapshot.ramp is not None else None
+    return allowance(
+        policy_of(snapshot.release),
+        judgement.candidate_requests,
+        judgement.excess_most,
+        rate_per_s or 0.0,
+        snapshot.release.weight,
+    )
 
 
 def view_of(process: str, report: Report | None, model: str, number: str) -> WorkerView:
@@ -115,7 +220,7 @@ def _prepare(snapshot: Snapshot) -> Action:
         return Fail(f"{broken}; {_what_stays(snapshot)}")
     waiting = [f"{w.process} {why}" for w in snapshot.workers if (why := _not_ready(snapshot, w)) is not None]
     if not waiting:
-        return Switch()
+        return _begin(snapshot)
     if snapshot.waited_s > snapshot.limits.load_s:
         limit = f"not ready everywhere within {snapshot.limits.load_s:g} s"
         return Fail(f"{limit}: {', '.join(waiting)}; {_what_stays(snapshot)}")
@@ -129,11 +234,108 @@ def _switch(snapshot: Snapshot) -> Action:
         f"{w.process} {why}" for w in snapshot.workers if (why := _not_switched(snapshot, w)) is not None
     ]
     if not waiting:
-        return Finish()
+        keep_s = policy_of(snapshot.release).keep_s
+        return Keep() if keep_s > 0 and snapshot.live is not None else Finish()
     if snapshot.waited_s > snapshot.limits.switch_s:
         limit = f"not routed everywhere within {snapshot.limits.switch_s:g} s"
         return Fail(f"{limit}: {', '.join(waiting)}; {_what_stays(snapshot)}")
     return Hold(", ".join(waiting))
+
+
+def _begin(snapshot: Snapshot) -> Action:
+    if snapshot.release.strategy != CANARY or snapshot.live is None:
+        return Switch()
+    ramp = snapshot.ramp
+    if ramp is None or (ramp.rate_per_s is None and snapshot.waited_s <= snapshot.limits.load_s):
+        return Hold("it is ready; the traffic is being measured")
+    judgement = judged(snapshot)
+    assert judgement is not None
+    found = allowed(snapshot, judgement)
+    if found.weight == 0.0:
+        return Fail(f"{_too_little(snapshot, found)}; {_what_stays(snapshot)}")
+    return Weight(found.weight, ramp.next_cuts, "the first step")
+
+
+def _ramp(snapshot: Snapshot) -> Action:
+    ramp, row, policy = snapshot.ramp, snapshot.release, policy_of(snapshot.release)
+    if against := _against(snapshot):
+        return RollBack(against)
+    judgement = judged(snapshot)
+    if ramp is None or judgement is None:
+        return Hold("it has not been counted yet")
+    if judgement.hold:
+        return Pause(judgement.hold, weight=0.0)
+    if judgement.proved:
+        return Promote("; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION))
+    since_s = ramp.epochs[0].started_s if ramp.epochs else ramp.now_s
+    if row.resumed_s is not None:
+        since_s = row.resumed_s
+    if ramp.now_s - since_s > policy.time_limit_s:
+        reason = f"undecided after {policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
+        return RollBack(reason) if policy.undecided is Undecided.ROLL_BACK else Pause(reason)
+    found = allowed(snapshot, judgement)
+    if found.weight == 0.0:
+        return Pause(_too_little(snapshot, found), weight=0.0)
+    if found.weight < row.weight:
+        if policy.unit is Unit.HEADER:  # a smaller share would send units back and forth
+            return Pause(_too_little(snapshot, found), weight=0.0)
+        return Weight(found.weight, ramp.next_cuts, f"the harm budget allows only {found.weight:g}")
+    late = [w.process for w in snapshot.workers if not w.connected or w.seen_revision < snapshot.revision]
+    if late:
+        return Hold(f"{', '.join(late)} has not read the weight of {row.weight:g} yet")
+    if not ramp.epochs or ramp.now_s - ramp.epochs[-1].started_s >= DWELL_S:
+        if found.weight > row.weight:
+            return Weight(found.weight, ramp.next_cuts, f"the harm budget allows {found.weight:g}")
+        if ramp.epochs and len(ramp.next_cuts) > len(ramp.epochs[-1].cuts):
+            return Weight(row.weight, ramp.next_cuts, "enough latencies for more cuts")
+    return Hold(forecast(judgement, ramp.rate_per_s))
+
+
+def _pause(snapshot: Snapshot) -> Action:
+    against = _against(snapshot)
+    return RollBack(against) if against else Hold(f"paused: {snapshot.release.reason}")
+
+
+def _against(snapshot: Snapshot) -> str:
+    """Why the candidate must go at once; "" while nothing is proved against it."""
+    if broken := _broken(snapshot):
+        return broken
+    if snapshot.ramp is not None and snapshot.ramp.crashes:
+        return f"version {snapshot.release.number} ended its process {snapshot.ramp.crashes} times"
+    judgement = judged(snapshot)
+    return "" if judgement is None else judgement.rollback
+
+
+def _keep(snapshot: Snapshot) -> Action:
+    if broken := _broken(snapshot):
+        return RollBack(broken)
+    keep_s = policy_of(snapshot.release).keep_s
+    kept_s = snapshot.waited_s
+    if snapshot.ramp is not None:  # across restarts of control
+        kept_s = snapshot.ramp.now_s - snapshot.release.changed_s
+    if kept_s >= keep_s:
+        return Finish()
+    return Hold(f"the old version is kept for {keep_s - kept_s:.0f} s more")
+
+
+def _roll_back(snapshot: Snapshot) -> Action:
+    # A worker swaps its route in the same step in which it reads of it: the incumbent is in memory.
+    late = [w.process for w in snapshot.workers if not w.connected or w.seen_revision < snapshot.revision]
+    reason, stays = snapshot.release.reason or "rolled back", _what_stays(snapshot)
+    if not late:
+        return Fail(f"{reason}; {stays}")
+    if snapshot.waited_s > snapshot.limits.switch_s:
+        return Fail(f"{reason}; not acknowledged by {', '.join(late)}; {stays}")
+    return Hold(f"{', '.join(late)} has not taken its requests back yet")
+
+
+def _too_little(snapshot: Snapshot, found: Allowance) -> str:
+    policy = policy_of(snapshot.release)
+    return (
+        f"undecided, and the harm budget of {policy.budget:g} failed requests beyond the margin of "
+        f"{policy.margin:.2%} allows {found.requests or 0:.0f} more requests; resume it with a larger "
+        "--budget, promote it or abort it"
+    )
 
 
 def _broken(snapshot: Snapshot) -> str:

@@ -1,0 +1,77 @@
+"""Policy: what the user asks of a release that gathers evidence, in the user's own terms."""
+
+from enum import StrEnum
+from math import isfinite
+
+import msgspec
+
+from interlock.core.errors import ConfigError
+
+
+class Unit(StrEnum):
+    """Who is assigned to an arm: each request on its own, or all requests with one `x-interlock-unit`."""
+
+    NONE = "none"
+    HEADER = "header"
+
+
+class Undecided(StrEnum):
+    """What to do when the time limit comes before the evidence."""
+
+    HOLD = "hold"
+    ROLL_BACK = "roll-back"
+
+
+GUARDRAILS = ("errors", "latency", "utilisation")
+"""What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a candidate is tried. The defaults need no tuning.
+
+    `budget`: extra failed requests that the trial may cost, beyond those that `margin` allows; when no more
+    can be risked, it stops and asks. `margin`: a failure rate so much higher is still the same (.005: half
+    a point). `alpha`: the chance of rolling back a candidate that is no worse, and of promoting one that is
+    worse by the margin. `slower`: a latency so many times as long is still all right. `objective_s`:
+    answers above it are counted as slow for both versions, as one more gate, and the one that must be
+    proved. `most_weight`: the candidate's largest share before it is promoted. `guardrails`: which of
+    `GUARDRAILS` may stop it. `unit`: see `Unit`. `time_limit_s`: after that, `undecided` says what to do.
+    `most_utilisation`: of the node's workers, projected for the candidate at full weight; above it, it
+    waits for a person. `keep_s`: how long the old version stays in memory after the new one answers
+    everything.
+    """
+
+    budget: float = 50.0
+    margin: float = 0.005
+    alpha: float = 0.01
+    slower: float = 1.2
+    objective_s: float | None = None
+    most_weight: float = 0.5
+    guardrails: tuple[str, ...] = GUARDRAILS
+    unit: Unit = Unit.NONE
+    time_limit_s: float = 86400.0
+    undecided: Undecided = Undecided.HOLD
+    most_utilisation: float = 0.9
+    keep_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not (least <= value <= most and isfinite(value)):
+                raise ConfigError(f"{name} {value:g} of a release: want {least:g} to {most:g}")
+        unknown = [name for name in self.guardrails if name not in GUARDRAILS]
+        if unknown:
+            raise ConfigError(f"guardrails {unknown} of a release: want some of {', '.join(GUARDRAILS)}")
+
+
+_BOUNDS = (
+    ("budget", 1.0, 1e9),
+    ("margin", 1e-5, 0.5),
+    ("alpha", 1e-9, 0.2),
+    ("slower", 1.0, 100.0),
+    ("objective_s", 2e-5, 100.0),
+    ("most_weight", 0.001, 0.95),
+    ("time_limit_s", 1.0, 1e8),
+    ("most_utilisation", 0.01, 100.0),
+    ("keep_s", 0.0, 1e7),
+)

@@ -1,0 +1,360 @@
+"""Judges a candidate by the counts of both arms: which gates stop it, which let it through, what is still
+needed.
+
+Alarm gates (errors; latency above p50, p95, p99 and the user's objective) share alpha by a union bound: one
+that reaches ln(K / alpha) rolls back. Promotion needs every promotion gate at ln(1 / alpha): errors within
+the margin, latency within the margin at the p95 or the objective. A sample-ratio mismatch holds, and so
+does a projected utilisation above its limit, which is an estimate and no test. What each null hypothesis
+is, and what is assumed: docs/explanation/evidence.md. Evidence of other kinds (pairs) is one more entry in
+the list of gates.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from math import e as EULER
+from math import inf, log, log10
+
+import msgspec
+
+from interlock.core.finding import Finding
+from interlock.core.policy import Policy, Unit
+from interlock.core.verdict import Verdict, worst
+from interlock.evidence import attribution, difference, ratio
+from interlock.evidence.combine import requests_needed
+from interlock.evidence.epochs import Epoch
+from interlock.evidence.exceedance import LEVELS
+from interlock.evidence.mixture import last_rejected, log_threshold
+from interlock.rollout.tally import OBJECTIVE, ArmTally, EpochTally
+
+PROVED_LEVEL = 0.95
+"""The latency quantile that must be proved where the user names no objective."""
+MOST_EXCESS = {OBJECTIVE: 0.005, 0.5: 0.02, 0.95: 0.01}
+"""So much more often than the incumbent a candidate within the margin may exceed its cut, by level."""
+BUDGET_ALPHA = 0.05
+"""Of the bound on the excess by which the harm budget is spent: it limits a trial and proves nothing."""
+LEAST_BATCHES = 30
+"""Of the candidate, before its utilisation is projected."""
+_MOST_LOG10 = 999.0
+_END = 1.0 - 1e-9
+
+
+class Kind(StrEnum):
+    """What a gate can do: roll back, hold, or let through."""
+
+    ALARM = "alarm"
+    HOLD = "hold"
+    PROMOTION = "promotion"
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """One gate. Evidence and threshold are powers of ten: at the threshold the gate speaks.
+
+    `requests_needed`: of a promotion gate, about how many more requests of the model at the present weight
+    and rates; None when it is not on its way.
+    """
+
+    name: str
+    kind: Kind
+    verdict: Verdict
+    log10_e: float
+    log10_threshold: float
+    message: str
+    requests_needed: float | None = None
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a projection of the utilisation takes: the model's requests a second, how many places compute it
+    side by side, and the seconds a batch of so many rows took at registration."""
+
+    rate_per_s: float = 0.0
+    places: int = 1
+    batch_s: dict[int, float] = {}
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What all gates say. `rollback` and `hold` are reasons, "" for none; `proved` when every promotion
+    gate passed.
+
+    `excess_most`: the candidate's rate of bad answers less the incumbent's is at most this, at all looks
+    together (confidence 1 - `BUDGET_ALPHA`). `harm`: about how many more requests failed than the incumbent
+    would have failed. `requests_needed`: the greatest of the promotion gates'.
+    """
+
+    gates: tuple[Gate, ...]
+    rollback: str
+    hold: str
+    proved: bool
+    incumbent_requests: int
+    incumbent_bad: int
+    candidate_requests: int
+    candidate_bad: int
+    excess_most: float
+    harm: float
+    requests_needed: float | None
+
+    @property
+    def verdict(self) -> Verdict:
+        return worst(gate.verdict for gate in self.gates)
+
+
+def judge(
+    epochs: Sequence[EpochTally], policy: Policy, load: Load | None = None, ratio_since: int = 0
+) -> Judgement:
+    """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
+    this number are no evidence of a mismatch any more, since a person has looked at it."""
+    asked = [Epoch(e.weight, e.incumbent.requests, e.candidate.requests) for e in epochs]
+    bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
+    gates = [*_alarms(epochs, bad, policy), *_holds(epochs, policy, load, ratio_since)]
+    proofs = _proofs(epochs, asked, bad, policy)
+    stops = [gate.message for gate in gates if gate.kind is Kind.ALARM and gate.verdict is Verdict.FAIL]
+    holds = [gate.message for gate in gates if gate.kind is Kind.HOLD and gate.verdict is Verdict.FAIL]
+    needed = [gate.requests_needed for gate in proofs]
+    known = [number for number in needed if number is not None]
+    return Judgement(
+        gates=(*gates, *proofs),
+        rollback="; ".join(stops),
+        hold="; ".join(holds),
+        proved=bool(proofs) and all(gate.verdict is Verdict.PASS for gate in proofs),
+        incumbent_requests=sum(e.incumbent.requests for e in epochs),
+        incumbent_bad=sum(e.incumbent.bad for e in epochs),
+        candidate_requests=sum(e.candidate.requests for e in epochs),
+        candidate_bad=sum(e.candidate.bad for e in epochs),
+        excess_most=excess_most(asked, bad, BUDGET_ALPHA),
+        harm=_harm(epochs),
+        requests_needed=max(known) if known and len(known) == len(needed) else None,
+    )
+
+
+def excess_most(asked: Sequence[Epoch], bad: Sequence[Epoch], alpha: float) -> float:
+    """The upper end of the confidence sequence of the excess of bad answers, in [-1, 1]: what a ramp goes
+    by."""
+    found = last_rejected(
+        lambda margin: difference.log_e_safe(asked, bad, margin), _END, -_END, log_threshold(alpha)
+    )
+    return 1.0 if found is None else found
+
+
+def as_findings(judgement: Judgement, model: str, version: str, now_s: float) -> list[Finding]:
+    """What the gates found, in the form that incidents read."""
+    return [
+        Finding(
+            monitor=f"gate.{gate.kind}.{gate.name}",
+            model=model,
+            version=version,
+            verdict=gate.verdict,
+            message=gate.message,
+            time_s=now_s,
+            evidence={"log10_e": gate.log10_e, "log10_threshold": gate.log10_threshold},
+        )
+        for gate in judgement.gates
+    ]
+
+
+def level_name(level: float) -> str:
+    """How people call the latency gate of a level.
+
+    >>> level_name(0.95), level_name(OBJECTIVE)
+    ('latency p95', 'latency objective')
+    """
+    return "latency objective" if level == OBJECTIVE else f"latency p{level * 100:g}"
+
+
+def _alarms(epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy) -> list[Gate]:
+    levels = (*LEVELS, *([OBJECTIVE] if policy.objective_s is not None else []))
+    threshold = log_threshold(policy.alpha, 1 + len(levels))
+    found = []
+    if "errors" in policy.guardrails:
+        words = f"bad answers: {_versus(epochs, _errors)}"
+        found.append(_alarm("errors", attribution.log_e_harm(bad), threshold, words))
+    for level in levels if "latency" in policy.guardrails else ():
+        at = [(e, k) for e in epochs for k, cut in enumerate(e.cuts) if cut.level == level]
+        if at:
+            slow = [Epoch(e.weight, e.incumbent.slow[k], e.candidate.slow[k]) for e, k in at]
+            cut = at[-1][0].cuts[at[-1][1]]
+            words = (
+                f"answers above {cut.incumbent_s * 1e3:.3g} ms "
+                f"({cut.candidate_s * 1e3:.3g} ms for the candidate): "
+                + _versus([e for e, _ in at], _slower_than([k for _, k in at]))
+            )
+            found.append(_alarm(level_name(level), attribution.log_e_harm(slow), threshold, words))
+    return found
+
+
+def _alarm(name: str, log_e: float, threshold: float, words: str) -> Gate:
+    verdict = Verdict.FAIL if log_e >= threshold else Verdict.UNDECIDED
+    evidence, limit = _log10(log_e), _log10(threshold)
+    message = f"{name}: {words}; evidence 10^{evidence:.1f}, limit 10^{limit:.1f}"
+    return Gate(name, Kind.ALARM, verdict, evidence, limit, message)
+
+
+def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, ratio_since: int) -> list[Gate]:
+    found = []
+    if policy.unit is Unit.NONE:  # sticky units come in lumps: requests then say nothing about the shares
+        sent = [Epoch(e.weight, e.incumbent.sent, e.candidate.sent) for e in epochs if e.number > ratio_since]
+        log_e, threshold = ratio.log_e_mismatch(sent), log_threshold(policy.alpha)
+        got = sum(e.candidate for e in sent if e.is_informative)
+        due = sum(e.weight * e.both for e in sent if e.is_informative)
+        message = (
+            f"sample ratio: the candidate was sent {got:g} requests, its weight says {due:.0f}; "
+            f"evidence 10^{_log10(log_e):.1f}, limit 10^{_log10(threshold):.1f}"
+        )
+        verdict = Verdict.FAIL if log_e >= threshold else Verdict.PASS
+        found.append(Gate("sample ratio", Kind.HOLD, verdict, _log10(log_e), _log10(threshold), message))
+    if load is not None and "utilisation" in policy.guardrails:
+        found.append(_utilisation(epochs, policy, load))
+    return found
+
+
+def _utilisation(epochs: Sequence[EpochTally], policy: Policy, load: Load) -> Gate:
+    arms = _total([e.incumbent for e in epochs]), _total([e.candidate for e in epochs])
+    name, limit = "utilisation", policy.most_utilisation
+    if arms[1].batches < LEAST_BATCHES or not arms[0].batches or not arms[1].rows:
+        message = f"{name}: {arms[1].batches} batches of the candidate, it is projected from {LEAST_BATCHES}"
+        return Gate(name, Kind.HOLD, Verdict.UNDECIDED, 0.0, 0.0, message)
+    row_s, projected = projection(*arms, load)
+    against = arms[0].compute_s / max(arms[0].rows, 1)
+    verdict = Verdict.FAIL if projected > limit else Verdict.PASS
+    message = (
+        f"{name}: {row_s * 1e6:.3g} us of compute a row (incumbent {against * 1e6:.3g}), "
+        f"so {projected:.0%} of {load.places} at full weight, limit {limit:.0%}"
+    )
+    # An estimate and no test: the scale is that of the share, so that it can be drawn beside the others.
+    return Gate(name, Kind.HOLD, verdict, _log10(log(max(projected, 1e-9))), _log10(log(limit)), message)
+
+
+def projection(incumbent: ArmTally, candidate: ArmTally, load: Load) -> tuple[float, float]:
+    """The candidate's seconds of compute a row, were its batches as large as the incumbent's, and the share
+    of the places that all requests of the model would then take.
+
+    A small share of the traffic makes small batches, which cost more a row; the profile says by how much.
+    """
+    row_s = candidate.compute_s / candidate.rows
+    sizes = [arm.rows / max(arm.batches, 1) for arm in (incumbent, candidate)]
+    small, large = (_batch_s(load.batch_s, size) / size if size else 0.0 for size in reversed(sizes))
+    if small > 0 and large > 0:
+        row_s *= min(large / small, 1.0)
+    rows_each = (incumbent.rows + candidate.rows) / max(incumbent.requests + candidate.requests, 1)
+    return row_s, row_s * rows_each * load.rate_per_s / max(load.places, 1)
+
+
+def _batch_s(profile: dict[int, float], rows: float) -> float:
+    """Seconds for a batch, between the sizes that were measured; 0 without any."""
+    sizes = sorted(profile)
+    if not sizes:
+        return 0.0
+    if rows <= sizes[0]:
+        return profile[sizes[0]]
+    for low, high in zip(sizes, sizes[1:], strict=False):
+        if rows <= high:
+            return profile[low] + (profile[high] - profile[low]) * (rows - low) / (high - low)
+    return profile[sizes[-1]] * rows / sizes[-1]
+
+
+def _proofs(
+    epochs: Sequence[EpochTally], asked: Sequence[Epoch], bad: Sequence[Epoch], policy: Policy
+) -> list[Gate]:
+    errors = _proof("errors within margin", asked, bad, policy.margin, policy, _versus(epochs, _errors))
+    at = [(e, k) for e in epochs if (k := _proved_cut(e, policy)) is not None]
+    if not at:
+        words = "no latencies of the incumbent to compare with yet"
+        limit = _log10(log_threshold(policy.alpha))
+        none = Gate("latency within margin", Kind.PROMOTION, Verdict.UNDECIDED, 0.0, limit, words)
+        return [errors, none]
+    timed = [Epoch(e.weight, e.incumbent.timed, e.candidate.timed) for e, _ in at]
+    slow = [Epoch(e.weight, e.incumbent.slow[k], e.candidate.slow[k]) for e, k in at]
+    level = at[-1][0].cuts[at[-1][1]].level
+    words = f"above the cuts at {level_name(level).removeprefix('latency ')}: " + _versus(
+        [e for e, _ in at], _slower_than([k for _, k in at])
+    )
+    return [errors, _proof("latency within margin", timed, slow, MOST_EXCESS[level], policy, words)]
+
+
+def _proof(
+    name: str, asked: Sequence[Epoch], bad: Sequence[Epoch], margin: float, policy: Policy, words: str
+) -> Gate:
+    threshold = log_threshold(policy.alpha)
+    log_e = difference.log_e_safe(asked, bad, margin)
+    if policy.unit is Unit.HEADER:
+        return Gate(
+            name,
+            Kind.PROMOTION,
+            Verdict.UNDECIDED,
+            _log10(log_e),
+            _log10(threshold),
+            f"{name}: {words}; counts of requests prove nothing where units stick to an arm: promote by hand",
+        )
+    verdict = Verdict.PASS if log_e >= threshold else Verdict.UNDECIDED
+    message = (
+        f"{name}: {words}, {margin:.2%} more is allowed; evidence 10^{_log10(log_e):.1f}, "
+        f"wanted 10^{_log10(threshold):.1f}"
+    )
+    needed = requests_needed(_after(asked, bad, margin), threshold)
+    return Gate(name, Kind.PROMOTION, verdict, _log10(log_e), _log10(threshold), message, needed)
+
+
+def _after(asked: Sequence[Epoch], bad: Sequence[Epoch], margin: float) -> Callable[[float], float]:
+    """ln E after n more requests at the present weight and the rates so far."""
+    weight = asked[-1].weight if asked else 0.0
+    totals = [(sum(e.incumbent for e in of), sum(e.candidate for e in of)) for of in (bad, asked)]
+    rates = [hits / of if of else 0.0 for hits, of in zip(*totals, strict=True)]
+
+    def log_e(more: float) -> float:
+        a, b = (1.0 - weight) * more, weight * more
+        return difference.log_e_safe(
+            [*asked, Epoch(weight, a, b)], [*bad, Epoch(weight, a * rates[0], b * rates[1])], margin
+        )
+
+    return log_e
+
+
+def _proved_cut(epoch: EpochTally, policy: Policy) -> int | None:
+    """The index of the cut that must be proved: the objective's, or the highest at or below the p95."""
+    wanted = [
+        (cut.level, k)
+        for k, cut in enumerate(epoch.cuts)
+        if (cut.level == OBJECTIVE) == (policy.objective_s is not None) and cut.level <= PROVED_LEVEL
+    ]
+    return max(wanted)[1] if wanted else None
+
+
+def _harm(epochs: Sequence[EpochTally]) -> float:
+    """Bad answers of the candidate beyond those that the incumbent's rate in the same epoch would have
+    made."""
+    extra = 0.0
+    for epoch in epochs:
+        mine, theirs = epoch.candidate, epoch.incumbent
+        extra += mine.bad - mine.requests * (theirs.bad / theirs.requests if theirs.requests else 0.0)
+    return max(extra, 0.0)
+
+
+def _total(arms: Sequence[ArmTally]) -> ArmTally:
+    return ArmTally(
+        requests=sum(arm.requests for arm in arms),
+        rows=sum(arm.rows for arm in arms),
+        batches=sum(arm.batches for arm in arms),
+        compute_s=sum(arm.compute_s for arm in arms),
+    )
+
+
+def _errors(arm: ArmTally, index: int) -> tuple[int, int]:
+    return arm.bad, arm.requests
+
+
+def _slower_than(which: Sequence[int]) -> Callable[[ArmTally, int], tuple[int, int]]:
+    return lambda arm, index: (arm.slow[which[index]], arm.timed)
+
+
+def _versus(epochs: Sequence[EpochTally], of: Callable[[ArmTally, int], tuple[int, int]]) -> str:
+    words = []
+    for name in ("candidate", "incumbent"):
+        pairs = [of(getattr(epoch, name), index) for index, epoch in enumerate(epochs)]
+        bad, requests = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        words.append(f"{name} {bad:,} of {requests:,} ({bad / max(requests, 1):.2%})")
+    return ", ".join(words)
+
+
+def _log10(ln: float) -> float:
+    """Bounded: JSON has no infinity."""
+    if ln in (inf, -inf):
+        return _MOST_LOG10 if ln > 0 else -_MOST_LOG10
+    return round(max(-_MOST_LOG10, min(ln * log10(EULER), _MOST_LOG10)), 4)
