@@ -260,8 +260,9 @@ def test_a_wrong_token_is_told(ctx: Context, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["release", "iris"], "Say so with --now: interlock release iris --now"),
-        (["release", "iris", "2"], "interlock release iris 2 --now"),
+        (["release", "iris", "--now", "--budget", "5"], "budget: these are rules for a canary"),
+        (["release", "iris", "2", "--now", "--keep", "5"], "want --blue-green --keep"),
+        (["release", "iris", "--unit", "body"], "'body' is not one of 'none', 'header'"),
         (["nothing"], "No such command 'nothing'"),
         (["up", "--workers", "none"], "want 1 to 256, or auto"),
         (["up", "--workers", "0"], "want 1 to 256, or auto"),

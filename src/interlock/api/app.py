@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Annotated, Any
@@ -16,13 +16,13 @@ from starlette.responses import Response
 
 from interlock import __version__
 from interlock.api import schema
+from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, release_asked, resumption
 from interlock.api.guard import Guard, rules
 from interlock.api.problems import answer, problem
 from interlock.core.errors import (
     Forbidden,
     InterlockError,
     LedgerError,
-    MalformedMessage,
     NotFound,
     NotReady,
     ReleaseFailed,
@@ -58,13 +58,6 @@ class AdminDeps:
     poke: Callable[[], None]
 
 
-class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which version to release: by number, or by alias, or neither for the newest."""
-
-    version: str | None = None
-    alias: str | None = None
-
-
 class Health(msgspec.Struct, frozen=True):
     """`reason` says why the node is not ready."""
 
@@ -89,8 +82,6 @@ class Pointer(msgspec.Struct, frozen=True):
 Name = Annotated[str, Path(description="The model's name.", max_length=128, examples=["iris"])]
 Limit = Annotated[int, Query(ge=1, le=status.MAX_EVENTS, description="The most rows to answer with.")]
 OfModel = Annotated[str | None, Query(max_length=128, description="Only of this model.")]
-
-_release_request = msgspec.json.Decoder(ReleaseRequest)
 
 
 def create_app(deps: AdminDeps) -> Guard:
@@ -138,7 +129,7 @@ def _app(deps: AdminDeps) -> FastAPI:
 
     def describe() -> dict[str, Any]:
         if not described:
-            described.append(schema.describe(app, (*kinds, ReleaseRequest, Health, Pointer)))
+            described.append(schema.describe(app, (*kinds, ReleaseRequest, ResumeRequest, Health, Pointer)))
         return described[0]
 
     app.openapi = describe  # type: ignore[method-assign]
@@ -216,17 +207,21 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
             ReleaseRow, 400, 404, 409, 413, 422, 500, 502, status=202, description="Asked for"
         ),
         openapi_extra=schema.takes(
-            ReleaseRequest, required=False, example={"version": "2"}, not_together=("version", "alias")
+            ReleaseRequest,
+            required=False,
+            example={"version": "2", "strategy": "canary", "policy": {"budget": 50}},
+            not_together=("version", "alias"),
         ),
         tags=["releases"],
     )
     async def post_release(name: Name, request: Request) -> Response:
         """Release a version: loaded beside the old one, checked, swapped without a failed request.
 
-        Answers at once with the release; follow it at /api/releases/{id}.
+        Answers at once with the release; follow it at /api/releases/{id}. As a canary it answers a share of
+        the requests first, until the evidence promotes it or rolls it back.
         """
-        selector = _selector(await request.body())
-        return _json(await change(lambda: release.release_now(ctx, name, selector)), 202)
+        wanted = release_asked(await request.body())
+        return _json(await change(lambda: carry_on(ctx, name, wanted)), 202)
 
     @app.post(
         "/api/models/{name}/rollback",
@@ -237,6 +232,26 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
     async def post_rollback(name: Name) -> Response:
         """Go back to the version that was live before, or stop the release that is under way."""
         return _json(await change(lambda: release.rollback(ctx, name)), 202)
+
+    steps: dict[str, tuple[Callable[[Context, str], ReleaseRow], str]] = {
+        "pause": (release.pause, "Leave a canary's weight as it is; what is proved against it still counts."),
+        "promote": (release.promote, "Give a canary all requests, whatever the evidence."),
+        "abort": (release.abort, "End the release that is under way; what was live answers everything."),
+    }
+    for step, (work, words) in steps.items():
+        _step(app, change, ctx, step, work, words)
+
+    @app.post(
+        "/api/models/{name}/resume",
+        status_code=202,
+        responses=schema.returns(ReleaseRow, 400, 404, 409, 413, 500, status=202, description="Asked for"),
+        openapi_extra=schema.takes(ResumeRequest, required=False, example={"budget": 100}),
+        tags=["releases"],
+    )
+    async def post_resume(name: Name, request: Request) -> Response:
+        """Let a paused canary go on, with a larger harm budget if one is given."""
+        budget = resumption(await request.body()).budget
+        return _json(await change(lambda: release.resume(ctx, name, budget)), 202)
 
     @app.post(
         "/api/models/{name}/load",
@@ -319,16 +334,25 @@ def _page(pointer: Pointer) -> str:
     )
 
 
-def _selector(body: bytes) -> str | None:
-    if not body.strip():
-        return None
-    try:
-        wanted = _release_request.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MalformedMessage(f'the body is not {{"version": …}} or {{"alias": …}}: {error}') from None
-    if wanted.version is not None and wanted.alias is not None:
-        raise MalformedMessage("the body has both a version and an alias: want one of them, or neither")
-    return wanted.version if wanted.alias is None else f"@{wanted.alias}"
+def _step(
+    app: FastAPI,
+    change: Callable[[Callable[[], ReleaseRow | None]], Awaitable[ReleaseRow | None]],
+    ctx: Context,
+    step: str,
+    work: Callable[[Context, str], ReleaseRow],
+    words: str,
+) -> None:
+    async def post_step(name: Name) -> Response:
+        return _json(await change(lambda: work(ctx, name)), 202)
+
+    app.post(
+        f"/api/models/{{name}}/{step}",
+        status_code=202,
+        responses=schema.returns(ReleaseRow, 400, 404, 409, 500, status=202, description="Asked for"),
+        tags=["releases"],
+        name=f"post_{step}",
+        description=words,
+    )(post_step)
 
 
 def _check_repository_control(config: NodeConfig) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from interlock.cli.http import TIMEOUT_S, call, error_of
 from interlock.core.errors import InterlockError
+from interlock.core.policy import Policy
 from interlock.operations.discovery import find_node, read_token
 from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
 from interlock.registry.rows import Event, ReleaseRow
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from interlock.operations.context import Context
 
 T = TypeVar("T")
+Step = Literal["pause", "promote", "abort"]
+"""What a person may do with a release that is under way; resuming it takes an option."""
 
 
 class Control(Protocol):
@@ -35,7 +38,11 @@ class Control(Protocol):
     def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]: ...
     def quarantine(self) -> list[Quarantine]: ...
     def release(self, name: str, selector: str | None) -> ReleaseRow: ...
+    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow: ...
+    def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow: ...
     def rollback(self, name: str) -> ReleaseRow: ...
+    def step(self, name: str, step: Step) -> ReleaseRow: ...
+    def resume(self, name: str, budget: float | None) -> ReleaseRow: ...
     def read_release(self, release_id: int) -> ReleaseRow: ...
 
 
@@ -111,13 +118,30 @@ class AdminControl:
         return self._ask("GET", "/api/quarantine", list[Quarantine])
 
     def release(self, name: str, selector: str | None) -> ReleaseRow:
-        wanted: dict[str, str] = {}
+        return self._release(name, selector)
+
+    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+        return self._release(name, selector, strategy="canary", policy=policy)
+
+    def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
+        return self._release(name, selector, strategy="blue-green", keep_s=keep_s)
+
+    def _release(self, name: str, selector: str | None, **how: Any) -> ReleaseRow:
+        wanted: dict[str, Any] = how
         if selector is not None:
-            wanted = {"alias": selector[1:]} if selector.startswith("@") else {"version": selector}
+            alias = selector.startswith("@")
+            wanted = {**how, "alias": selector[1:]} if alias else {**how, "version": selector}
         return self._ask("POST", f"/api/models/{quote(name, safe='')}/release", ReleaseRow, wanted)
 
     def rollback(self, name: str) -> ReleaseRow:
         return self._ask("POST", f"/api/models/{quote(name, safe='')}/rollback", ReleaseRow)
+
+    def step(self, name: str, step: Step) -> ReleaseRow:
+        return self._ask("POST", f"/api/models/{quote(name, safe='')}/{step}", ReleaseRow)
+
+    def resume(self, name: str, budget: float | None) -> ReleaseRow:
+        path = f"/api/models/{quote(name, safe='')}/resume"
+        return self._ask("POST", path, ReleaseRow, {} if budget is None else {"budget": budget})
 
     def read_release(self, release_id: int) -> ReleaseRow:
         return self._ask("GET", f"/api/releases/{release_id}", ReleaseRow)
@@ -171,10 +195,31 @@ class HomeControl:
 
         return release.release_now(self._context, name, selector)
 
+    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.release_canary(self._context, name, selector, policy)
+
+    def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.release_blue_green(self._context, name, selector, keep_s)
+
     def rollback(self, name: str) -> ReleaseRow:
         from interlock.operations import release
 
         return release.rollback(self._context, name)
+
+    def step(self, name: str, step: Step) -> ReleaseRow:
+        from interlock.operations import release
+
+        work = {"pause": release.pause, "promote": release.promote, "abort": release.abort}[step]
+        return work(self._context, name)
+
+    def resume(self, name: str, budget: float | None) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.resume(self._context, name, budget)
 
     def read_release(self, release_id: int) -> ReleaseRow:
         return self._context.ledger.release(release_id)

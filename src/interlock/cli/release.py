@@ -1,17 +1,22 @@
-"""The commands that change what is live: release, rollback."""
+"""The commands that change what is live: release, rollback, and the steps of a canary."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
+from interlock.core.policy import GUARDRAILS, Policy, Undecided, Unit
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
-    from interlock.cli.control import Control
+    from interlock.cli.control import Control, Step
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _TIMEOUT = click.option(
     "--timeout",
@@ -22,48 +27,152 @@ _TIMEOUT = click.option(
     help="Seconds to wait for the end; it goes on beyond.",
 )
 _WAIT = click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until it has ended.")
+_DEFAULTS = Policy()
+
+
+def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
+    """An option of the policy of a canary."""
+    default = getattr(_DEFAULTS, key)
+    return click.option(flag, key, default=None, help=f"{words} [default: {default}]", **options)
 
 
 @click.command(
-    epilog="Examples: interlock release iris --now  |  interlock release iris 2 --now  |  "
-    "interlock release iris @champion --now"
+    epilog="Examples: interlock release iris  |  interlock release iris 2 --now  |  "
+    "interlock release iris @champion --canary --budget 20 --slower 1.5"
 )
 @model_argument
 @click.argument("version", required=False)
 @click.option(
-    "--now", is_flag=True, help="All requests at once, when it is loaded and has passed its checks."
+    "--canary", "strategy", flag_value="canary", help="By evidence, on a growing share (the default)."
 )
-@_WAIT
+@click.option(
+    "--now", "strategy", flag_value="now", help="All requests at once, when it has passed its checks."
+)
+@click.option(
+    "--blue-green", "strategy", flag_value="blue-green", help="As --now; the old version stays hot."
+)
+@click.option("--keep", "keep_s", type=float, metavar="SECONDS", help="How long the old version stays hot.")
+@_rule("--budget", "budget", "Extra failed requests that the trial may cost.", type=float)
+@_rule("--margin", "margin", "So much higher a failure rate is still the same.", type=float)
+@_rule("--alpha", "alpha", "The chance of a wrong decision, ever.", type=float)
+@_rule("--slower", "slower", "So many times as slow is still all right.", type=float)
+@click.option("--objective-ms", type=float, metavar="MS", help="An answer that takes longer is a slow one.")
+@_rule("--most-weight", "most_weight", "The largest share before it is promoted.", type=float)
+@click.option(
+    "--guardrail",
+    "guardrails",
+    multiple=True,
+    type=click.Choice(GUARDRAILS),
+    help="What may stop it; repeat it for several. [default: all]",
+)
+@_rule("--unit", "unit", "Who sticks to a version.", type=click.Choice([unit.value for unit in Unit]))
+@_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
+@_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
+@click.option(
+    "--wait/--no-wait",
+    default=None,
+    help="Wait until it has ended. [default: wait; a canary: until it answers its first share]",
+)
 @_TIMEOUT
 @node_options
 @json_option
 def release(
     name: str,
     version: str | None,
-    now: bool,
-    wait: bool,
+    strategy: str | None,
+    keep_s: float | None,
+    objective_ms: float | None,
+    guardrails: tuple[str, ...],
+    wait: bool | None,
     timeout_s: float,
     home: Path,
     url: str | None,
     as_json: bool,
+    **rules: Any,
 ) -> None:
     """Put a version live: by number, by @alias, or the newest.
 
-    The new version is loaded beside the old one, warmed up and checked, then takes all requests; no request
-    fails for it. If anything goes wrong, the old version stays. Without a running node the release waits for
-    the next one.
+    The new version is loaded beside the old one, warmed up and checked; no request fails for it, and if
+    anything goes wrong, the old version stays. A canary then answers a share of the requests that grows as
+    the evidence does, until it is promoted or rolled back by itself; where no version is live yet, it gets
+    all requests at once. Without a running node the release waits for the next one.
     """
     from interlock.cli.control import open_control
 
-    if not now:
-        raise click.UsageError(
-            "this version of Interlock releases all at once only; strategies that gather evidence first are "
-            f"not in it yet. Say so with --now: interlock release {name} {version or ''} --now".replace(
-                "  ", " "
-            )
-        )
+    chosen = strategy or "canary"
+    given = {key: value for key, value in rules.items() if value is not None}
+    if objective_ms is not None:
+        given["objective_s"] = objective_ms / 1e3
+    if guardrails:
+        given["guardrails"] = guardrails
+    if given and chosen != "canary":
+        options = ", ".join(sorted(given))
+        raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
+    if keep_s is not None and chosen == "now":
+        raise click.UsageError("--keep: with --now the old version leaves at once; want --blue-green --keep")
     with open_control(home, url) as control:
-        _finish(control, control.release(name, version), wait, timeout_s, as_json)
+        if chosen == "now":
+            row = control.release(name, version)
+        elif chosen == "blue-green":
+            row = control.release_blue_green(name, version, 300.0 if keep_s is None else keep_s)
+        else:
+            policy = msgspec.convert({**given, "keep_s": keep_s or 0.0}, Policy, strict=False)
+            row = control.release_canary(name, version, policy)
+        enough = () if wait else (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
+        _finish(control, row, wait is not False, timeout_s, as_json, enough)
+
+
+def _step_options(function: F) -> F:
+    return model_argument(node_options(json_option(function)))
+
+
+@click.command(epilog="Example: interlock pause iris")
+@_step_options
+def pause(name: str, home: Path, url: str | None, as_json: bool) -> None:
+    """Leave the weight of a canary as it is until it is resumed.
+
+    What is proved against the candidate meanwhile still rolls it back.
+    """
+    _take(name, "pause", home, url, as_json)
+
+
+@click.command(epilog="Example: interlock promote iris")
+@_step_options
+def promote(name: str, home: Path, url: str | None, as_json: bool) -> None:
+    """Give a canary all requests, whatever the evidence."""
+    _take(name, "promote", home, url, as_json)
+
+
+@click.command(epilog="Example: interlock abort iris")
+@_step_options
+def abort(name: str, home: Path, url: str | None, as_json: bool) -> None:
+    """End the release that is under way; the version that was live answers all requests."""
+    _take(name, "abort", home, url, as_json)
+
+
+@click.command(epilog="Example: interlock resume iris --budget 100")
+@_step_options
+@click.option("--budget", type=float, help="From now on: extra failed requests that the trial may cost.")
+def resume(name: str, budget: float | None, home: Path, url: str | None, as_json: bool) -> None:
+    """Let a paused canary go on; its time limit begins anew."""
+    from interlock.cli.control import open_control
+
+    with open_control(home, url) as control:
+        _stands(control.resume(name, budget), as_json)
+
+
+def _take(name: str, step: "Step", home: Path, url: str | None, as_json: bool) -> None:
+    from interlock.cli.control import open_control
+
+    with open_control(home, url) as control:
+        _stands(control.step(name, step), as_json)
+
+
+def _stands(row: ReleaseRow, as_json: bool) -> None:
+    if as_json:
+        show.as_json(row)
+    else:
+        click.echo(f"release {row.id}: version {row.number} of {row.model} is {row.state}: {row.reason}")
 
 
 @click.command(epilog="Example: interlock rollback iris")
@@ -80,12 +189,19 @@ def rollback(name: str, wait: bool, timeout_s: float, home: Path, url: str | Non
         _finish(control, control.rollback(name), wait, timeout_s, as_json)
 
 
-def _finish(control: "Control", row: ReleaseRow, wait: bool, timeout_s: float, as_json: bool) -> None:
+def _finish(
+    control: "Control",
+    row: ReleaseRow,
+    wait: bool,
+    timeout_s: float,
+    as_json: bool,
+    enough: tuple[ReleaseState, ...] = (),
+) -> None:
     from interlock.operations.wait import poll_release
 
     if wait and control.running:
         _tell(row)
-        row = poll_release(control.read_release, row.id, timeout_s, _tell, told=row.state)
+        row = poll_release(control.read_release, row.id, timeout_s, _tell, told=row.state, enough=enough)
     if as_json:
         show.as_json(row)
     elif row.state is ReleaseState.DONE:
@@ -96,6 +212,16 @@ def _finish(control: "Control", row: ReleaseRow, wait: bool, timeout_s: float, a
             f"release {row.id}: version {row.number} of {row.model} is requested; no node runs here, "
             "the next one that starts carries it out"
         )
+    elif row.state is ReleaseState.RAMPING:
+        click.echo(
+            f"release {row.id}: version {row.number} of {row.model} answers {row.weight:.3g} of the "
+            f"requests; see how it goes on: interlock events {row.model} --follow"
+        )
+    elif row.state is ReleaseState.KEEPING:
+        click.echo(
+            f"release {row.id}: version {row.number} of {row.model} answers all requests; version "
+            f"{row.previous_number} is kept, so that this goes back at once: interlock rollback {row.model}"
+        )
     elif not row.state.finished:
         click.echo(f"release {row.id}: version {row.number} of {row.model} is {row.state}")
     elif row.state is ReleaseState.SUPERSEDED:
@@ -103,7 +229,7 @@ def _finish(control: "Control", row: ReleaseRow, wait: bool, timeout_s: float, a
     if row.state is ReleaseState.FAILED:
         stays = f"version {row.previous_number} stays live" if row.previous_number else "nothing is live"
         raise Failure(f"release {row.id} of {row.model} (version {row.number}) failed: {row.reason}; {stays}")
-    if row.state is ReleaseState.SUPERSEDED and wait and control.running and row.strategy == "now":
+    if row.state is ReleaseState.SUPERSEDED and wait and control.running and row.strategy != "rollback":
         raise click.exceptions.Exit(1)
 
 

@@ -31,8 +31,10 @@ def poll_release(
     on_state: Callable[[ReleaseRow], None] = lambda row: None,
     told: ReleaseState | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    enough: tuple[ReleaseState, ...] = (),
 ) -> ReleaseRow:
-    """`wait_release` over any way to read the row; `on_state` is called at each state after `told`."""
+    """`wait_release` over any way to read the row; `on_state` is called at each state after `told`. One
+    that is in a state of `enough` is not waited for any longer."""
     until_s = time.monotonic() + timeout_s
     state = told
     while True:
@@ -40,7 +42,7 @@ def poll_release(
         if row.state is not state:
             state = row.state
             on_state(row)
-        if row.state.finished:
+        if row.state.finished or row.state in enough:
             return row
         if time.monotonic() >= until_s:
             raise ReleaseFailed(

@@ -1,0 +1,76 @@
+"""Decides what the body of a release asks for, and calls the operation that does it."""
+
+from typing import Literal
+
+import msgspec
+
+from interlock.core.errors import MalformedMessage
+from interlock.core.policy import Policy
+from interlock.operations import release
+from interlock.operations.context import Context
+from interlock.registry.rows import ReleaseRow
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which version to release: by number, or by alias, or neither for the newest; and how. `policy` is for
+    `canary`; of `blue-green`, `keep_s` is how many seconds the old version stays in memory."""
+
+    version: str | None = None
+    alias: str | None = None
+    strategy: Literal["now", "canary", "blue-green"] = "now"
+    policy: Policy | None = None
+    keep_s: float | None = None
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`budget` replaces that of the release's policy."""
+
+    budget: float | None = None
+
+
+_release_request = msgspec.json.Decoder(ReleaseRequest)
+_resume_request = msgspec.json.Decoder(ResumeRequest)
+
+
+def release_asked(body: bytes) -> ReleaseRequest:
+    """The body of a release; empty: the newest version, all at once.
+
+    Raises: MalformedMessage; ConfigError for a policy that cannot be.
+    """
+    if not body.strip():
+        return ReleaseRequest()
+    try:
+        wanted = _release_request.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f'the body is not {{"version": …}} or {{"alias": …}}: {error}') from None
+    if wanted.version is not None and wanted.alias is not None:
+        raise MalformedMessage("the body has both a version and an alias: want one of them, or neither")
+    if wanted.policy is not None and wanted.strategy != "canary":
+        raise MalformedMessage(
+            f"the body has a policy, which is for a canary, and strategy {wanted.strategy!r}"
+        )
+    if wanted.keep_s is not None and wanted.strategy != "blue-green":
+        raise MalformedMessage(
+            f"the body has keep_s, which is for blue-green, and strategy {wanted.strategy!r}; a canary's "
+            "is in its policy"
+        )
+    return wanted
+
+
+def carry_on(ctx: Context, name: str, wanted: ReleaseRequest) -> ReleaseRow:
+    """Ask for the release. Raises: as operations/release.py."""
+    selector = wanted.version if wanted.alias is None else f"@{wanted.alias}"
+    if wanted.strategy == "canary":
+        return release.release_canary(ctx, name, selector, wanted.policy)
+    if wanted.strategy == "blue-green":
+        keep_s = release.KEEP_S if wanted.keep_s is None else wanted.keep_s
+        return release.release_blue_green(ctx, name, selector, keep_s)
+    return release.release_now(ctx, name, selector)
+
+
+def resumption(body: bytes) -> ResumeRequest:
+    """The body of a resumption; empty: nothing changes. Raises: MalformedMessage."""
+    try:
+        return _resume_request.decode(body) if body.strip() else ResumeRequest()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f'the body is not {{"budget": …}}: {error}') from None
