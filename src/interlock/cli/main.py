@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("release", "Let a paused canary go on."),
     "promote": ("release", "Give a canary all requests."),
     "abort": ("release", "End the release that is under way."),
+    "replay": ("replay", "Decide a release again, from what was seen."),
     "rollback": ("release", "Go back to the version that was live before."),
     "events": ("models", "Show what happened."),
     "predict": ("predict", "Ask a model."),
