@@ -46,12 +46,17 @@ def violations(root: Path) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@cache
+def _docstring(text: str) -> str | None:
+    return ast.get_docstring(ast.parse(text))
+
+
 def untidy(root: Path) -> list[str]:
     """Return one line for each module under `root` with no docstring, or too long without a reason in it."""
     found: list[str] = []
     for file in sorted(root.rglob("*.py")):
         text, where = file.read_text(), file.relative_to(root)
-        docstring = ast.get_docstring(ast.parse(text, str(file)))
+        docstring = _docstring(text)
         length_lines = text.count("\n")
         if not docstring:
             found.append(f"{where}: no docstring that says what the module decides or owns")

@@ -73,6 +73,7 @@ def test_rollback_is_asked_for_and_wakes_the_loop(api: Served, ctx: Context) -> 
     assert ctx.ledger.open_releases() == [row]
 
 
+@pytest.mark.slow
 def test_a_release_by_number_by_default_and_not_beside_another(api: Served, ctx: Context) -> None:
     register_in_mlflow(ctx, "iris", 3)
     ctx.registry.client.set_registered_model_alias("iris", "champion", "2")
@@ -123,6 +124,7 @@ def test_unload_takes_a_model_off_where_it_is_allowed(ctx: Context) -> None:
         assert api.ask("POST", "/api/models/rose/unload")[0] == 404
 
 
+@pytest.mark.slow
 def test_unload_waits_until_no_worker_answers_for_the_model(ctx: Context) -> None:
     config = NodeConfig(home=ctx.home, allow_repository_control=True)
     with served(ctx, READY, config) as api:
@@ -137,6 +139,7 @@ def test_unload_waits_until_no_worker_answers_for_the_model(ctx: Context) -> Non
         assert began == [204]
 
 
+@pytest.mark.slow
 def test_load_waits_until_the_newest_answers_or_says_why_not(ctx: Context) -> None:
     register_in_mlflow(ctx, "iris", 3)
     config = NodeConfig(home=ctx.home, allow_repository_control=True)

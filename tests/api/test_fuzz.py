@@ -14,6 +14,7 @@ from interlock.core.letters import VersionState
 from interlock.core.settings import NodeConfig
 from tests.api.servers import Served, served
 from tests.operations.homes import a_home, a_node, a_report, a_status, release_and_carry_out
+from tests.thorough import examples
 
 NAMES = st.sampled_from(["iris", "rose", "..", "a" * 129]) | st.text(min_size=1, max_size=20)
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -58,7 +59,7 @@ def operations(api: Served) -> list[tuple[str, str, set[int]]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(150), deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_answer_is_one_that_is_described(
     api: Served, operations: list[tuple[str, str, set[int]]], data: st.DataObject

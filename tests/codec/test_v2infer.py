@@ -22,6 +22,7 @@ from interlock.core.errors import (
 )
 from interlock.core.model import DATATYPES, Array, Inputs, Signature, TensorSpec
 from interlock.core.request import Outputs, Response
+from tests.thorough import examples
 
 INTEGERS = {name: np.iinfo(dtype) for name, dtype in DATATYPES.items() if dtype.kind in "iu"}
 FLOAT_BITS: dict[str, Literal[16, 32, 64]] = {"FP16": 16, "BF16": 32, "FP32": 32, "FP64": 64}
@@ -96,7 +97,7 @@ CASES = [(name, False) for name in DATATYPES] + [(name, True) for name in sorted
 
 @pytest.mark.parametrize(("datatype", "in_json"), CASES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_tritonclients_tensors_arrive_and_return_as_they_are(
     datatype: str, in_json: bool, data: st.DataObject
 ) -> None:
@@ -154,7 +155,7 @@ JSON_VALUES = st.recursive(
 
 @pytest.mark.parametrize("datatype", sorted(DATATYPES))
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_quick_reader_and_the_explaining_one_agree(datatype: str, data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(-1, 3), min_size=1, max_size=3))
     count = abs(int(np.prod(shape)))

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays_of
 from interlock.core.errors import ConfigError
 from interlock.operations import reference
 from interlock.runtime.examples import ONLY
+from tests.thorough import examples
 
 
 def test_csv_columns_become_a_matrix_and_a_target(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ MATRICES = arrays_of.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(matrix=MATRICES, least=st.integers(1, 300))
 def test_widened_rows_hold_the_given_ones_and_their_extremes(matrix: np.ndarray, least: int) -> None:
     wide = reference.widened(matrix, least)

@@ -91,6 +91,7 @@ def test_a_classifier_becomes_onnx_that_answers_the_same(ctx: Context) -> None:
     assert ctx.ledger.version("iris", "1") == version == resolve(ctx, "iris") == resolve(ctx, "iris", "1")
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_equal_models_share_an_artifact(ctx: Context) -> None:
     first = register(ctx, "iris", LinearRegression().fit(X, Y), data=ROWS)
     second = register(ctx, "iris", GradientBoostingClassifier(n_estimators=3).fit(X, Y), data=ROWS)
@@ -124,6 +125,7 @@ def test_what_onnx_does_not_answer_alike_is_kept(ctx: Context, estimator: Any, s
     assert next(iter(answer.values())).ravel().tolist() == estimator.predict(X).tolist()
 
 
+@pytest.mark.slow
 def test_without_reference_data_nothing_is_converted(ctx: Context) -> None:
     done = register(ctx, "iris", LogisticRegression(max_iter=500).fit(X, Y))
     assert done.conversion is not None and "--data" in done.conversion.reason
@@ -155,6 +157,7 @@ print(version.tags["team"], version.status, names)
     assert done.stdout.split("\n")[:4] == ["input", "[0]", "[0]", "botany READY ['input']"], done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".skops", ".pkl", ".joblib"])
 def test_files_are_read_with_trust_where_it_takes_trust(ctx: Context, tmp_path: Path, suffix: str) -> None:
     import joblib
@@ -194,6 +197,7 @@ def test_types_of_unknown_packages_need_trust(ctx: Context, tmp_path: Path) -> N
     assert nothing_registered(ctx)
 
 
+@pytest.mark.slow
 def test_onnx_files_and_python_files(ctx: Context, tmp_path: Path) -> None:
     from skl2onnx import to_onnx
 
@@ -267,6 +271,7 @@ BAD: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_registered_leaves_nothing(ctx: Context, tmp_path: Path, name: str) -> None:
     for file in ("notes.txt", "bad.skops", "bad.onnx"):
@@ -286,6 +291,7 @@ def test_what_cannot_be_registered_leaves_nothing(ctx: Context, tmp_path: Path, 
     assert nothing_registered(ctx)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", ["add_made", "run_check", "finalize_logged_model", "create_model_version", "put"]
 )

@@ -17,6 +17,7 @@ from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.rollout.plan import Fail, next_action
 from interlock.rollout.replay import decisions, replay
+from tests.thorough import examples
 
 WORKERS = ("worker-0", "worker-1")
 
@@ -349,6 +350,6 @@ class Releases(RuleBasedStateMachine):
 
 
 Releases.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(40), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestReleases = Releases.TestCase

@@ -223,7 +223,10 @@ BROKEN_PYTHON = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n.startswith("hangs") else []) for n in BROKEN_PYTHON],
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n.startswith(("hangs", "allocates")) else [])
+        for n in BROKEN_PYTHON
+    ],
 )
 def test_broken_python_gives_a_clear_error_and_no_dead_process(name: str, tmp_path: Path) -> None:
     body, head, said = BROKEN_PYTHON[name]

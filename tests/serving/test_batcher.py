@@ -12,6 +12,7 @@ from interlock.core.errors import ConfigError
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.latency import LatencyModel
 from tests.serving.fakes import FakeItem
+from tests.thorough import examples
 
 
 def a_batcher(
@@ -217,7 +218,7 @@ class BatcherMachine(RuleBasedStateMachine):
 
 
 TestBatcherMachine = BatcherMachine.TestCase
-TestBatcherMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestBatcherMachine.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.parametrize(

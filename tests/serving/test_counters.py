@@ -21,6 +21,7 @@ from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, PairCounts
 from interlock.serving import block as layout
 from interlock.serving import counters
 from interlock.serving.counters import OTHER, Block, Phase, abandoned, fold, read_all, read_block
+from tests.thorough import examples
 
 KEY = ArmKey(model="iris", version="1", release=7, epoch=2, arm=1)
 KEYS = [ArmKey(model="m", version=str(k % 2), release=k, epoch=0, arm=0) for k in range(3)]
@@ -527,5 +528,5 @@ class CountersUnderKill(RuleBasedStateMachine):
 
 TestCountersUnderKill = CountersUnderKill.TestCase
 TestCountersUnderKill.settings = settings(
-    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(12), stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -34,6 +34,7 @@ from interlock.serving.call import Call
 from interlock.serving.executor import NotStarted
 from interlock.serving.lane import Lane
 from tests.serving.fakes import FakePlace, FakeSink, a_request, a_version, begin, twice
+from tests.thorough import examples
 
 FAR_S = 600.0
 KEY = ArmKey("m", "1", 1, 0, 0)
@@ -683,7 +684,7 @@ def machine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 TestLaneMachine = LaneMachine.TestCase
-TestLaneMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLaneMachine.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)
 
 
 def test_the_fake_answers_as_the_tests_believe() -> None:

@@ -23,6 +23,7 @@ from interlock.serving.versions import (
     why_not_mirrored,
 )
 from tests.serving.fakes import a_version
+from tests.thorough import examples
 
 READY, LOADING, DRAINING = VersionState.READY, VersionState.LOADING, VersionState.DRAINING
 FAILED, QUARANTINED = VersionState.FAILED, VersionState.QUARANTINED
@@ -363,4 +364,4 @@ class PolicyMachine(RuleBasedStateMachine):
 
 
 TestPolicyMachine = PolicyMachine.TestCase
-TestPolicyMachine.settings = settings(max_examples=70, stateful_step_count=30, deadline=None)
+TestPolicyMachine.settings = settings(max_examples=examples(70), stateful_step_count=30, deadline=None)

@@ -267,6 +267,7 @@ class Rig:
         end = time.monotonic() + within_s
         while not self.call(condition):
             assert time.monotonic() < end, "the condition did not come true"
+            time.sleep(0.002)  # the loop is asked often enough, and is not what keeps the machine busy
 
     def connect(self, timeout_s: float = 10.0) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.thorough import examples
 from tests.wire.http_rig import Peer
 
 Request = tuple[bytes, bytes, dict[bytes, bytes], bytes]
@@ -267,7 +268,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(stream)
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(mutated())
 def test_no_mutation_gets_past_us_that_h11_refuses(stream: bytes) -> None:
     seen, _ = by_us(stream)

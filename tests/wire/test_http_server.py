@@ -154,6 +154,7 @@ def test_bad_and_slow_clients_get_their_status_and_the_end(sent: bytes, status: 
         assert b"connection: close\r\n" in data
         assert re.fullmatch(rb'\{"error":".+"\}', data.partition(b"\r\n\r\n")[2])
         assert rig.server.counts.protocol_errors == 1
+        client.close()  # else the server lingers, for the sake of those who still send
         rig.until(lambda: rig.server.counts.connections == 0)
 
 
