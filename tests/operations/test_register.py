@@ -380,3 +380,26 @@ def test_a_kill_leaves_no_half_version(interlock_home: Path, stage: str) -> None
         version = resolve(ctx, "line")
         assert version.runtime == "onnx" and ctx.ledger.version("line", "1") == version
     ctx.close()
+
+
+def test_bytecode_of_a_models_modules_stays_out_of_its_artifact(
+    ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would change the digest, and no worker would load the version."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "helper.py").write_text("def twice(x):\n    return x * 2\n")
+    (folder / "lazy.py").write_text("ONE = 1\n")
+    (folder / "model.py").write_text(
+        "from helper import twice\n\n\n"
+        "class Model:\n"
+        '    signature = {"inputs": {"x": ("FP32", [-1, 2])}, "outputs": {"y": ("FP32", [-1, 2])}}\n\n'
+        "    def predict(self, inputs):\n"
+        "        import lazy\n\n"
+        '        return {"y": twice(inputs["x"]) * lazy.ONE}\n'
+    )
+    version = register(ctx, "lazy", folder).version
+    artifacts.verify(ctx.home, version.digest)
+    assert not list(ctx.home.rglob("*.pyc"))

@@ -177,6 +177,7 @@ def _child(desk: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.dont_write_bytecode = True  # beside a model's source it would change the digest of the artifact
     reference: Tensors | None = None
     if request.reference is not None:
         with np.load(request.reference, allow_pickle=False) as stored:

@@ -214,11 +214,15 @@ def _class(folder: Path, entry: str) -> Any:
         sys.modules[module_name] = module
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))  # for its sibling modules; this process serves one version only
+        # Bytecode beside the source would be in the artifact folder, and change its digest.
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
             raise LoadFailed(f"{file_name} raised {type(error).__name__} on import: {error}") from error
+        finally:
+            sys.dont_write_bytecode = before
     kind = getattr(module, class_name, None)
     if not isinstance(kind, type) or not any(callable(getattr(kind, n, None)) for n in ("predict", "stream")):
         raise LoadFailed(
