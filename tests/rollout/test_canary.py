@@ -53,7 +53,9 @@ def test_a_much_worse_candidate_is_rolled_back_soon(rate: float, requests: int) 
 def test_a_slightly_worse_candidate_is_stopped_within_the_budget(rate: float) -> None:
     found = runs(Canary(constant(0.02), constant(rate)), 15, 3)
     seen = states(found)
-    assert seen[ROLLED_BACK] + seen[PAUSED] == 15 and seen[ROLLED_BACK] >= (12 if rate == 0.05 else 3)
+    assert seen[ROLLED_BACK] + seen[PAUSED] == 15
+    # One point more takes longer to prove than the budget lasts: mostly it is a person who decides.
+    assert rate < 0.05 or seen[ROLLED_BACK] >= 12
     assert max(one.harm for one in found) <= Policy().budget
 
 
