@@ -356,7 +356,7 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
         env={"COMP_WORDS": "interlock re", "COMP_CWORD": "1", "_INTERLOCK_COMPLETE": "bash_complete"},
         capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
-    assert words == ["plain,register", "plain,release", "plain,replay", "plain,resume"]
+    assert words == ["plain,register", "plain,release", "plain,resume", "plain,replay"]
 
 
 def test_model_names_are_completed_from_the_node(ctx: Context) -> None:
