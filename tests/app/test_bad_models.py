@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 SLEEP, HANG, GROW, EXIT, RAISE = (1_000_000.0 + k for k in range(1, 6))
 DEADLINE_S = 10.0
 SLACK_S = 1.0
+NEIGHBOUR_S = 0.8 * DEADLINE_S
+"""Within this the innocent ones of a batch are answered: 5.4 s on two cores that others use, too."""
 
 MODEL = """
 import json, os, pathlib, time
@@ -219,6 +221,7 @@ def test_only_the_culprit_gets_an_error_in_time_and_the_model_serves_on(
         assert took_s < DEADLINE_S + SLACK_S, (value, status, answer, took_s)
         if value != command:
             assert (status, answer) == (200, 2 * value), (value, status, answer, took_s)
+            assert took_s < NEIGHBOUR_S, "not at the edge of its deadline, which is in reach of any noise"
         else:
             assert status in statuses and (said is None or re.search(said, answer)), (status, answer)
     assert neighbours.wrong == [] and neighbours.asked > 10

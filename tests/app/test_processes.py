@@ -86,6 +86,24 @@ def test_pauses_double() -> None:
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
+def test_the_search_for_a_culprit_is_not_held_up() -> None:
+    """Its neighbours' deadlines run: neither a crash in company, nor those before, delays the next start."""
+    history = History()
+    for count in range(4):
+        history = crash_again(history, 100.0 + count, Doing.RUNNING, 1)
+    assert not_before_s(EXECUTOR.name, history, LIMITS) == 103.0 + 4 * LIMITS.backoff_s
+    for requests in (8, 4, 2):
+        history = crash_again(history, 110.0, Doing.RUNNING, requests)
+        assert not_before_s(EXECUTOR.name, history, LIMITS) <= 110.0
+    # The culprit alone is one crash more of its kind.
+    history = crash_again(history, 115.0, Doing.RUNNING, 1)
+    assert not_before_s(EXECUTOR.name, history, LIMITS) == 115.0 + 8 * LIMITS.backoff_s
+    shared = RunningView(WORKER, 0.0, 1.0, Doing.RUNNING, KEY, 8)
+    for _ in range(2):
+        history = crashed(history, 120.0, shared, "exit -11", RELEASES, LIMITS)
+    assert not_before_s(WORKER.name, history, LIMITS) == 120.0 + LIMITS.backoff_s, "it harms other models"
+
+
 def test_a_silent_process_is_killed_and_one_that_loads_gets_longer() -> None:
     def after(silent_s: float, **changes: object) -> list[object]:
         view = msgspec.structs.replace(RunningView(WORKER, 0.0, 100.0), **changes)

@@ -331,6 +331,30 @@ def test_halving_finds_one_poisoned_item_in_few_calls(count: int, poisoned: int)
     assert calls <= 2 * ceil(log2(count)) + 1
 
 
+@given(exponent=st.integers(1, 6), poisoned=st.integers(0, 63))
+def test_an_innocent_item_waits_for_as_few_failures_as_halving_has_levels(
+    exponent: int, poisoned: int
+) -> None:
+    """Whoever shares a half with the culprit, or not: the half without it is never behind the search in the
+    other. With halves tried depth first, the last is answered after the culprit itself."""
+    count = 2**exponent
+    poisoned %= count
+    batcher = a_batcher(count)
+    items = [FakeItem(1) for _ in range(count)]
+    for item in items:
+        batcher.offer(item)
+    failures, seen = 0, {}
+    while (batch := batcher.take(0.0)) is not None:
+        if items[poisoned] in batch.items:
+            failures += 1
+            batcher.halve(batch)
+        else:
+            seen[len(batch.items)] = failures
+    # The half of each size waits for the failures of larger ones, and of at most the one of its own size.
+    for size, before in seen.items():
+        assert before <= exponent - size.bit_length() + 2
+
+
 def test_isolated_items_are_tried_in_their_order_one_failure_each() -> None:
     batcher = a_batcher(8)
     items = [FakeItem(1) for _ in range(5)]

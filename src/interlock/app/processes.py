@@ -60,7 +60,8 @@ class RunningView(msgspec.Struct, frozen=True):
 
 
 class Crash(msgspec.Struct, frozen=True):
-    """One unwanted end of a process. `version_key` is "" when no version can be blamed."""
+    """One unwanted end of a process. `version_key` is "" when no version can be blamed; `is_search`: an
+    executor's, in a batch of several requests, of which the culprit is being looked for."""
 
     process: str
     at_s: float
@@ -70,6 +71,7 @@ class Crash(msgspec.Struct, frozen=True):
     requests: int
     why: str
     survived: int = 0
+    is_search: bool = False
 
 
 class Quarantined(msgspec.Struct, frozen=True):
@@ -173,9 +175,11 @@ def decide(
 
 def not_before_s(name: str, history: History, limits: Limits) -> float:
     """From when on a process may be started: at once after its first crash inside the window, then after
-    doubling pauses."""
-    times = [crash.at_s for crash in history.crashes if crash.process == name]
-    if len(times) < 2:
+    doubling pauses. At once, too, while a culprit is looked for: its neighbours wait meanwhile, and how often
+    that may happen is bounded by `tries_any`."""
+    crashes = [crash for crash in history.crashes if crash.process == name]
+    times = [crash.at_s for crash in crashes if not crash.is_search]
+    if len(times) < 2 or crashes[-1].is_search:
         return 0.0
     # The exponent is bounded: 2.0**1024 would overflow.
     pause_s = limits.backoff_s * 2.0 ** min(len(times) - 2, 30)
@@ -196,7 +200,10 @@ def crashed(
     """
     key = view.spec.version_key or (view.doing_version if view.doing is not Doing.IDLE else "")
     release = releases.get(key, view.spec.release)
-    crash = Crash(view.spec.name, now_s, key, release, view.doing, view.requests, why, view.survived)
+    is_search = view.spec.kind is Kind.EXECUTOR and view.doing is Doing.RUNNING and view.requests > 1
+    crash = Crash(
+        view.spec.name, now_s, key, release, view.doing, view.requests, why, view.survived, is_search
+    )
     recent = tuple(c for c in history.crashes if now_s - c.at_s < limits.window_s)
     return msgspec.structs.replace(history, crashes=(*recent, crash))
 

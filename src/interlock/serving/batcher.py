@@ -238,23 +238,27 @@ class Batcher(Generic[ItemT]):
 
     def halve(self, batch: Batch[ItemT]) -> bool:
         """A batch of several failed: try its halves, so that one poisoned item ends up alone. False if
-        fewer than two items are left, so that there is nothing to separate."""
+        fewer than two items are left, so that there is nothing to separate.
+
+        After what waits to be tried already: of two halves, the innocent one is not to wait until the culprit
+        is found in the other, each try of which may last until it counts as hung.
+        """
         alive = [item for item in batch.items if not item.gone]
         if len(alive) < 2:
             return False
         middle = len(alive) // 2
-        for part in (alive[middle:], alive[:middle]):
-            self._retries.appendleft(Batch(part, sum(item.rows for item in part), batch.depth + 1))
+        for part in (alive[:middle], alive[middle:]):
+            self._retries.append(Batch(part, sum(item.rows for item in part), batch.depth + 1))
         return True
 
     def isolate(self, batch: Batch[ItemT]) -> bool:
         """A batch of several failed, at a price that halving would pay again at each level: try each item
-        alone. False if fewer than two are left."""
+        alone, after what waits to be tried already. False if fewer than two are left."""
         alive = [item for item in batch.items if not item.gone]
         if len(alive) < 2:
             return False
-        for item in reversed(alive):
-            self._retries.appendleft(Batch([item], item.rows, batch.depth + 1))
+        for item in alive:
+            self._retries.append(Batch([item], item.rows, batch.depth + 1))
         return True
 
     def again(self, batch: Batch[ItemT]) -> None:
