@@ -18,6 +18,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 SAID = {
     "body of a request": f"{NODE.max_body_bytes // MIB} MiB",
+    "JSON in a request": f"{NODE.max_json_bytes // MIB} MiB",
     "request line and headers": (
         f"{HTTP.max_header_bytes // KIB} KiB, {HTTP.max_headers} lines, then 431; "
         f"the target {HTTP.max_url_bytes // KIB} KiB"

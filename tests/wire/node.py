@@ -33,17 +33,23 @@ class Answer(msgspec.Struct):
 
 
 class Node:
-    def __init__(self, infer: DirectInfer) -> None:
+    def __init__(self, infer: DirectInfer, **options: Any) -> None:
         self.infer = infer
-        self.app = V2(infer, "triton", "1.2.3")
+        self.app = V2(infer, "triton", "1.2.3", **options)
         self.port = 0
         self.loop: asyncio.AbstractEventLoop
         self._up = threading.Event()
         self._leave: asyncio.Event
         self._thread = threading.Thread(target=self._run, name="node")
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
-        """One request on a connection of its own."""
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterator[bytes] = b"",
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """One request on a connection of its own; a body that comes in pieces is sent in chunks."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request(method, path, body, headers or {})
@@ -84,8 +90,8 @@ class Node:
 
 
 @contextmanager
-def running(infer: DirectInfer) -> Iterator[Node]:
-    node = Node(infer)
+def running(infer: DirectInfer, **options: Any) -> Iterator[Node]:
+    node = Node(infer, **options)
     node.start()
     try:
         yield node

@@ -1,5 +1,6 @@
 """V2 over a real HttpServer: what paths answer, what headers change, and what a leaving client does."""
 
+import gzip
 import json
 import socket
 import time
@@ -110,6 +111,39 @@ def test_load_and_unload_need_permission(node: Node, infer: DirectInfer) -> None
     assert node.ask("POST", "/v2/repository/models/none/load").status == 404
     configured = node.ask("POST", "/v2/repository/models/iris/load", b'{"parameters":{"config":"{}"}}')
     assert configured.status == 501 and "config" in configured.error
+
+
+def test_json_has_a_limit_of_its_own_and_binary_tensors_have_not(infer: DirectInfer) -> None:
+    said = "bytes of JSON; the limit is 400: send the tensors as binary data"
+    text = json.dumps({"inputs": [{"name": "x", "shape": [64, 4], "datatype": "FP32", "data": [0.5] * 256}]})
+    body = text.encode()
+    head = {"inputs": [{**ROW["inputs"][0], "shape": [64, 4], "parameters": {"binary_data_size": 1024}}]}
+    del head["inputs"][0]["data"]
+    binary = json.dumps(head).encode()
+    with running(infer, max_json_bytes=400) as node:
+        path = "/v2/models/iris/infer"
+        packed = gzip.compress(body)
+        assert len(packed) < 400 < len(body)
+        cases: list[tuple[bytes | Iterator[bytes], dict[str, str]]] = [
+            (body, {}),
+            (packed, {"content-encoding": "gzip"}),
+            (iter([body]), {}),
+            (binary + b" " * 400 + bytes(1024), {"inference-header-content-length": str(len(binary) + 400)}),
+        ]
+        for sent, headers in cases:
+            refused = node.ask("POST", path, sent, headers)
+            assert (refused.status, said in refused.error) == (413, True), (headers, refused)
+        assert not infer.requests
+        length = {"inference-header-content-length": str(len(binary))}
+        for headers in (length, {**length, "content-encoding": "gzip"}):
+            whole = binary + bytes(1024)
+            sent = gzip.compress(whole) if "content-encoding" in headers else whole
+            assert node.ask("POST", path, sent, headers).status == 200
+        for _ in range(2):  # the same head again, of which the facts are known
+            assert node.infer_json(ROW).status == 200
+            row = gzip.compress(json.dumps(ROW).encode())
+            assert node.ask("POST", path, row, {"content-encoding": "gzip"}).status == 200
+        assert node.ask("POST", "/v2/repository/index", b" " * 401).status == 413
 
 
 def test_statistics_keep_the_time_of_successes_and_of_failures_apart() -> None:
@@ -257,7 +291,7 @@ def test_unit_tenant_and_segment_come_from_headers_and_the_trace_is_passed_on(
 def test_a_full_queue_refuses_before_the_body_is_read(node: Node, infer: DirectInfer) -> None:
     infer.full = True
     with socket.create_connection(("127.0.0.1", node.port), timeout=20) as client:
-        client.sendall(b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n")
+        client.sendall(b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 5000000\r\n\r\n")
         said = client.recv(4096)
     assert said.startswith(b"HTTP/1.1 503 ")
     assert b"\r\nretry-after: 2\r\n" in said

@@ -208,6 +208,14 @@ BINARY_CASES: list[tuple[str, Any, bytes, int, str]] = [
 ]
 
 BODY_CASES: list[tuple[bytes, str]] = [
+    (
+        json.dumps({"inputs": [1] * 1025}).encode(),
+        "'inputs' has 1025 entries; want at most 1024",
+    ),
+    (
+        json.dumps({"inputs": [None], "parameters": {str(k): k for k in range(1025)}}).encode(),
+        "'parameters' has 1025 entries; want at most 1024",
+    ),
     (b"", "the body is empty; want a JSON object with 'inputs'"),
     (b"inputs", "the body is not JSON"),
     (b"\x93NUMPY", "needs the length of its JSON in Inference-Header-Content-Length"),
@@ -223,7 +231,8 @@ BODY_CASES: list[tuple[bytes, str]] = [
     (b'{"inputs":[{"name":"\xff"}]}', "the body is not JSON"),
     (b'{"id":"\\ud800","inputs":[NaN]}', "the body is not JSON"),
     (b"[" * 100_000, "the JSON is nested too deep"),
-    (b"[NaN," + b"[" * 100_000, "the body is not JSON"),
+    (b"[NaN," + b"[" * 100_000, "the JSON is nested too deep"),
+    (b'{"inputs":[NaN]}\x00', "Inference-Header-Content-Length"),
     (
         b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":' + b"[" * 500 + b"]" * 500 + b"}]}",
         "input 'x'",

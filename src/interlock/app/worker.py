@@ -56,7 +56,8 @@ class Worker:
             self._report,
             self._on_desired,
         )
-        self._v2 = V2(self._infer, config.server_name, package_version("interlock"))
+        version = package_version("interlock")
+        self._v2 = V2(self._infer, config.server_name, version, config.max_json_bytes)
         limits = HttpLimits(max_body_bytes=config.max_body_bytes)
         self._server = HttpServer(
             self._v2,

@@ -54,6 +54,7 @@ def _setting(key: str, words: str, **options: Any) -> Callable[[F], F]:
 @_setting("log_level", "The least level that is logged.", type=click.Choice(LOG_LEVELS))
 @_setting("drain_s", "Seconds to answer what is under way before leaving.", type=float, metavar="SECONDS")
 @_setting("max_body_bytes", "The longest request.", type=int, metavar="BYTES")
+@_setting("max_json_bytes", "The most JSON in a request.", type=int, metavar="BYTES")
 @click.option(
     "--timeout",
     "timeout_s",

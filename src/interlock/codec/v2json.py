@@ -7,6 +7,7 @@ accepts the little that the first cannot (NaN tokens, deep nesting), and otherwi
 
 import json
 import math
+from itertools import chain
 from typing import Annotated, Any, Literal, Union
 
 import msgspec
@@ -29,6 +30,8 @@ _RANGES: dict[str, tuple[int, int]] = {
 _list: Any = list  # for types that are made at run time
 _tuple: Any = tuple
 _literal: Any = Literal
+_MOST_ENTRIES = 1024
+"""Inputs, outputs and parameters of one message, each; a Signature has far fewer."""
 _DEEPEST_TYPED = 4
 """Nested data of more axes is read by `read`; typed readers of any depth would cost a type per axis."""
 
@@ -200,6 +203,10 @@ def read(text: bytes | memoryview) -> Message:
         if "inputs" in document:
             came = "an empty list" if inputs == [] else _kind(inputs)
         raise MalformedMessage(f"'inputs': got {came}; want a list of at least one input")
+    for key in ("inputs", "outputs", "parameters"):
+        entries = document.get(key)
+        if isinstance(entries, list | dict) and len(entries) > _MOST_ENTRIES:
+            raise MalformedMessage(f"'{key}' has {len(entries)} entries; want at most {_MOST_ENTRIES}")
     outputs = _convert(document.get("outputs"), list[RequestedOutput] | None, "outputs")
     return Message(
         inputs=[_input(entry, index) for index, entry in enumerate(inputs)],
@@ -216,26 +223,23 @@ def parse(text: bytes | memoryview) -> Any:
     """
     if not len(text):
         raise MalformedMessage("the body is empty; want a JSON object with 'inputs'")
+    raw = bytes(text)
     try:
-        return msgspec.json.decode(text)
+        if b"NaN" not in raw and b"Infinity" not in raw:
+            return msgspec.json.decode(raw)
+        document = json.loads(raw.decode())
+        if b"\\u" in raw:  # half a surrogate pair, which msgspec refuses, cannot be echoed
+            json.dumps(document, ensure_ascii=False).encode()
+        return document
     except RecursionError:
         raise MalformedMessage("the JSON is nested too deep; want one list per axis at most") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raw = bytes(text)
-        if b"NaN" in raw or b"Infinity" in raw:
-            try:
-                document = json.loads(raw.decode())
-                if b"\\u" in raw:  # half a surrogate pair, which msgspec refuses, cannot be echoed
-                    json.dumps(document, ensure_ascii=False).encode()
-                return document
-            except (ValueError, RecursionError) as second:
-                raise MalformedMessage(f"the body is not JSON: {str(second)[:200]}") from None
-        raise MalformedMessage(f"the body is not JSON: {error}{_hint(raw, str(error))}") from None
+    except ValueError as error:  # msgspec's, json's and those of Unicode
+        raise MalformedMessage(f"the body is not JSON: {str(error)[:200]}{_hint(raw, str(error))}") from None
 
 
 def _hint(raw: bytes, why: str) -> str:
     """What helps whoever sent binary tensors and forgot the header: JSON and then more, or none at all."""
-    if raw[:1] in b"{[ \t\r\n" and "trailing characters" not in why:
+    if raw[:1] in b"{[ \t\r\n" and "trailing characters" not in why and "Extra data" not in why:
         return ""
     return "; a body with binary tensors needs the length of its JSON in Inference-Header-Content-Length"
 
@@ -290,14 +294,15 @@ def flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> list[Any]:
             if len(came) == len(shape):
                 raise ShapeMismatch(f"input '{spec.name}': data is nested deeper than shape {list(shape)}")
             came.append(length)
-            for position, value in enumerate(values):
-                if not isinstance(value, list) or len(value) != length:
-                    other = f"a list of {len(value)}" if isinstance(value, list) else _kind(value)
-                    raise ShapeMismatch(
-                        f"input '{spec.name}': the nested data is ragged: a list of {length} stands beside"
-                        f" {other} (position {position}); want shape {list(shape)}"
-                    )
-            values = [value for inner in values for value in inner]
+            position = _odd_one(values, length)
+            if position is not None:
+                other = values[position]
+                beside = f"a list of {len(other)}" if isinstance(other, list) else _kind(other)
+                raise ShapeMismatch(
+                    f"input '{spec.name}': the nested data is ragged: a list of {length} stands beside"
+                    f" {beside} (position {position}); want shape {list(shape)}"
+                )
+            values = list(chain.from_iterable(values))
         if tuple(came) != shape:
             raise ShapeMismatch(
                 f"input '{spec.name}': the nested data has shape {came}, 'shape' says {list(shape)}"
@@ -309,6 +314,17 @@ def flatten(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> list[Any]:
             f" {spec.datatype}; want {wanted_values(spec.datatype)}"
         )
     return values
+
+
+def _odd_one(values: list[Any], length: int) -> int | None:
+    """Where one stands that is no list, or else one of another length; None if there is none. In C, as
+    `_misfit`."""
+    kinds = list(map(type, values))
+    others = set(kinds) - {list}
+    if others:
+        return min(map(kinds.index, others))
+    odd = np.fromiter(map(len, values), np.int64, len(values)) != length
+    return int(odd.argmax()) if odd.any() else None
 
 
 _KINDS: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, "FP32": {int, float}, "FP64": {int, float}}

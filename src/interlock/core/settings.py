@@ -27,6 +27,7 @@ class NodeConfig(msgspec.Struct, frozen=True):
     server_name: str = "interlock"
     allow_repository_control: bool = False
     max_body_bytes: int = 64 * 1024 * 1024
+    max_json_bytes: int = 16 * 1024 * 1024
     executor_memory_bytes: int = 4 * 1024**3
     drain_s: float = 10.0
     access_log_every: int = 100
@@ -70,7 +71,7 @@ def check_config(config: NodeConfig) -> NodeConfig:
         raise ConfigError(f"log_level = {config.log_level!r}: want one of {', '.join(LOG_LEVELS)}")
     if not 0 <= config.drain_s <= 3600:
         raise ConfigError(f"drain_s = {config.drain_s}: want 0 to 3600 seconds")
-    for key in ("max_body_bytes", "executor_memory_bytes", "access_log_every"):
+    for key in ("max_body_bytes", "max_json_bytes", "executor_memory_bytes", "access_log_every"):
         if getattr(config, key) < (0 if key == "access_log_every" else 1):
             raise ConfigError(f"{key} = {getattr(config, key)}: want a positive number")
     return config

@@ -19,6 +19,7 @@ from interlock.core.errors import (
     InvalidRequest,
     MalformedMessage,
     NotFound,
+    RequestTooLarge,
     Unavailable,
     Unsupported,
 )
@@ -92,8 +93,16 @@ class Infer(Protocol):
 class V2:
     """An `App` of the transport. `close` waits for loads and unloads that are under way."""
 
-    def __init__(self, infer: Infer, server_name: str = "interlock", server_version: str = "") -> None:
+    def __init__(
+        self,
+        infer: Infer,
+        server_name: str = "interlock",
+        server_version: str = "",
+        max_json_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
         self._infer = infer
+        # A megabyte of JSON holds the loop for 10 ms (bad JSON: to 100), one of binary tensors not at all.
+        self._max_json_bytes = max_json_bytes
         self._server = {"name": server_name, "version": server_version, "extensions": views.EXTENSIONS}
         # By path as sent. Cleared when full: a client that invents paths costs 3 us each, and no memory.
         self._asks: dict[bytes, Ask] = {}
@@ -127,16 +136,19 @@ class V2:
             return failure(NotFound(f"no such path: {_shown(head.path)}; V2 begins at /v2"))
         if ask.is_infer and head.method == b"POST":
             headers = head.headers
+            header_length = json_length(headers[JSON_LENGTH]) if JSON_LENGTH in headers else None
+            self._check_json(head.body_length if header_length is None else header_length)
             facts = _Facts(
                 ask.model,
                 ask.number,
                 label(headers, UNIT),
                 label(headers, TENANT),
                 label(headers, SEGMENT),
-                json_length(headers[JSON_LENGTH]) if JSON_LENGTH in headers else None,
+                header_length,
                 priority(headers[PRIORITY]) if PRIORITY in headers else None,
                 timeout_s(headers[TIMEOUT_MS]) if TIMEOUT_MS in headers else None,
                 trace_line(headers),
+                header_length is None and (head.body_length is None or head.encoding != b""),
             )
             if len(self._facts) >= _MOST_PATHS:
                 self._facts.clear()
@@ -149,6 +161,14 @@ class V2:
             message = f"method {_shown(head.method)} on {_shown(head.path)}: want {methods.decode()}"
             return Refusal(405, JSON + b"allow: %b\r\n" % methods, _encode({"error": message}))
         return ask
+
+    def _check_json(self, length: int | None) -> None:
+        """Raises: RequestTooLarge. None: how much there is will be known when it has come."""
+        if length is not None and length > self._max_json_bytes:
+            raise RequestTooLarge(
+                f"{length} bytes of JSON; the limit is {self._max_json_bytes}: send the tensors as binary"
+                f" data (Inference-Header-Content-Length), or start the node with a larger --max-json-bytes"
+            )
 
     def even_at(self, context: Any) -> int:
         """Where the binary tensors of an infer request begin."""
@@ -170,11 +190,13 @@ class V2:
                         self._handle_other(exchange, facts)
                         continue
                     known = None
+                    if facts.may_grow:
+                        self._check_json(len(exchange.body))
                     target = choose(facts.model, facts.number, facts.unit)
                     codec = target.codec or self._codec(target)
                     settings = target.settings
                     jobs = by_target.get(target) or by_target.setdefault(target, [])
-                    if target.fixed:
+                    if target.fixed and not facts.may_grow:
                         known = facts
                 try:
                     inputs, rows, answer, client_id, parameters = codec.decode(
@@ -258,6 +280,7 @@ class V2:
 
     def _answer_other(self, exchange: Exchange, ask: Ask) -> None:
         infer = self._infer
+        self._check_json(len(exchange.body))
         match ask.action:
             case Action.SERVER:
                 _answer(exchange, self._server)
@@ -332,6 +355,8 @@ class _Facts(msgspec.Struct, frozen=True):
     urgency: int | None
     wait_s: float | None
     trace: bytes
+    may_grow: bool
+    """All of the body is JSON, and how long that is the head does not tell: chunks, or compressed."""
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
