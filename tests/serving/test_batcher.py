@@ -167,7 +167,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.running.remove(batch)
         alive = [item for item in batch.items if not item.gone]
         split = self.batcher.isolate(batch) if isolate else self.batcher.halve(batch)
-        assert split == (len(alive) >= 2)
+        assert split == (len(batch.items) >= 2 and len(alive) >= 1)
         if split:
             self.retrying += alive
         else:

@@ -592,24 +592,29 @@ class MirrorMachine(RuleBasedStateMachine):
             assert begun - ended == lane.outstanding
 
     def teardown(self) -> None:
-        if hasattr(self, "rig"):
-            for _ in range(500):
-                if not self.batches() and not any(lane.outstanding for lane in self.rig.lanes.values()):
-                    break
-                for number, batch in self.batches():
-                    bad = any(fails(number, value) for value in batch.values)
-                    batch.end(PredictFailed("raised") if bad else None)
-                self.turn(0.03)
-            self.turn(FAR_S)
-            assert not any(lane.outstanding for lane in self.rig.lanes.values())
-            for client in self.clients:
-                self.check(client)
-            for epoch in range(1, self.epochs + 1):
-                self.check_counts(epoch, [client for client in self.clients if client.epoch == epoch])
-            self.check_nothing_is_kept()
-            self.rig.block.close()
-        self.loop.close()
-        self.patch.undo()
+        try:
+            if hasattr(self, "rig"):
+                self.end_all()
+        finally:  # a failure above is not to leave other tests with a clock that stands
+            self.loop.close()
+            self.patch.undo()
+
+    def end_all(self) -> None:
+        for _ in range(500):
+            if not self.batches() and not any(lane.outstanding for lane in self.rig.lanes.values()):
+                break
+            for number, batch in self.batches():
+                bad = any(fails(number, value) for value in batch.values)
+                batch.end(PredictFailed("raised") if bad else None)
+            self.turn(0.03)
+        self.turn(FAR_S)
+        assert not any(lane.outstanding for lane in self.rig.lanes.values())
+        for client in self.clients:
+            self.check(client)
+        for epoch in range(1, self.epochs + 1):
+            self.check_counts(epoch, [client for client in self.clients if client.epoch == epoch])
+        self.check_nothing_is_kept()
+        self.rig.block.close()
 
     def check(self, client: Asked) -> None:
         sink, mirror = client.sink, client.route.mirror

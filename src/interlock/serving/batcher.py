@@ -238,24 +238,25 @@ class Batcher(Generic[ItemT]):
 
     def halve(self, batch: Batch[ItemT]) -> bool:
         """A batch of several failed: try its halves, so that one poisoned item ends up alone. False if
-        fewer than two items are left, so that there is nothing to separate.
+        the batch had one item, or none is left. One that is left of several is tried alone: the culprit may
+        be among those that have gone since.
 
         After what waits to be tried already: of two halves, the innocent one is not to wait until the culprit
         is found in the other, each try of which may last until it counts as hung.
         """
         alive = [item for item in batch.items if not item.gone]
-        if len(alive) < 2:
+        if len(batch.items) < 2 or not alive:
             return False
         middle = len(alive) // 2
-        for part in (alive[:middle], alive[middle:]):
+        for part in filter(None, (alive[:middle], alive[middle:])):
             self._retries.append(Batch(part, sum(item.rows for item in part), batch.depth + 1))
         return True
 
     def isolate(self, batch: Batch[ItemT]) -> bool:
         """A batch of several failed, at a price that halving would pay again at each level: try each item
-        alone, after what waits to be tried already. False if fewer than two are left."""
+        alone, after what waits to be tried already. False as in `halve`."""
         alive = [item for item in batch.items if not item.gone]
-        if len(alive) < 2:
+        if len(batch.items) < 2 or not alive:
             return False
         for item in alive:
             self._retries.append(Batch([item], item.rows, batch.depth + 1))
