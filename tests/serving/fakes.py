@@ -79,6 +79,7 @@ class FakePlace:
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
         self.connected = True
+        self.instant = False
         self.closed = False
         self.batches: list[FakeBatch] = []
         self.answer: InterlockError | None | bool = False

@@ -105,6 +105,45 @@ async def test_concurrent_requests_share_batches_and_get_their_own_rows(worker: 
         assert entry["inference_stats"]["compute_infer"]["ns"] > 0
 
 
+async def test_one_turn_answers_each_in_the_form_that_it_asked_for(worker: Worker) -> None:
+    asks: list[dict[str, Any]] = [
+        {},
+        {"id": "mine"},
+        {"outputs": [{"name": "label"}]},
+        {"parameters": {"binary_data_output": True}},
+        {},
+    ]
+    sent = b""
+    for number, ask in enumerate(asks):
+        data = (ROW + number).tolist()
+        message = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": data}], **ask}
+        )
+        sent += b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+            len(message),
+            message.encode(),
+        )
+    reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
+    writer.write(sent)
+    ids = set()
+    for number, ask in enumerate(asks):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+        body = await reader.readexactly(int(headers["content-length"]))
+        answer = json.loads(body[: int(headers.get("inference-header-content-length", len(body)))])
+        expected = iris({"x": ROW + number})
+        assert answer.get("id") == ask.get("id")
+        names = ["label"] if "outputs" in ask else ["label", "probabilities"]
+        assert [output["name"] for output in answer["outputs"]] == names
+        if "parameters" not in ask:
+            assert answer["outputs"][0]["data"] == expected["label"].tolist()
+        else:
+            assert body.endswith(expected["probabilities"].astype("<f4").tobytes())
+        ids.add(headers["interlock-request-id"])
+    assert len(ids) == len(asks)
+    writer.close()
+
+
 async def test_a_poisoned_row_fails_alone(worker: Worker) -> None:
     async with triton.InferenceServerClient(worker.url, conn_limit=32) as client:
         rows = [ROW, np.full((1, 4), 9, np.float32), ROW + 1]

@@ -1,7 +1,8 @@
 """Request and Response, the way answers travel (Sink, Ticket), and the server-made request id."""
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -84,6 +85,22 @@ class Sink(Protocol):
     def done(self, response: Response) -> None: ...
 
     def fail(self, error: InterlockError, request_id: bytes) -> None: ...
+
+
+SinkT = TypeVar("SinkT", bound=Sink)
+Deliver = Callable[[Sequence[tuple[Request, SinkT]], Iterator[bytes], str, str, Outputs], None]
+"""Answers the requests of one batch, all of them, in its order: jobs, ids, model, version, outputs."""
+
+
+def done_each(
+    jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], model: str, version: str, outputs: Outputs
+) -> None:
+    """The `Deliver` that calls `done` of each sink."""
+    start = 0
+    for request, sink in jobs:
+        stop = start + request.rows
+        sink.done(Response(next(ids), model, version, outputs, start, stop))
+        start = stop
 
 
 class Ticket(Protocol):

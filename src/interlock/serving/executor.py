@@ -90,6 +90,7 @@ class ExecutorPlace:
     ) -> None:
         self.slots = slots
         self.connected = False
+        self.instant = False
         self._path = path
         self._version_key = version.key
         self._owner = owner

@@ -25,6 +25,8 @@ class Place(Protocol):
     slots: int
     connected: bool
     """False while what runs the batches is gone and expected back."""
+    instant: bool
+    """`run` calls `done` before it returns."""
 
     def run(
         self, inputs: Tensors, outputs: tuple[str, ...] | None, requests: int, kill_at_s: float, done: Outcome
@@ -77,6 +79,7 @@ class Inline:
 
     slots = 1
     connected = True
+    instant = True
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -101,6 +104,7 @@ class Threaded:
 
     slots = 1
     connected = True
+    instant = False
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         self._loaded = loaded

@@ -25,7 +25,7 @@ from interlock.core.errors import (
 )
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import ModelSettings, Version
-from interlock.core.request import Request, Sink, Ticket, deadline
+from interlock.core.request import Deliver, Request, SinkT, Ticket, deadline
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.wire import v2_views as views
 from interlock.wire.failure import JSON, answer_failure, failure
@@ -43,7 +43,7 @@ from interlock.wire.headers import (
     trace_line,
 )
 from interlock.wire.http import Exchange, Head, Refusal
-from interlock.wire.v2_call import Call, schedule
+from interlock.wire.v2_call import Call, deliver, schedule
 from interlock.wire.v2_paths import POSTS, READS, Action, Ask, understand
 
 _LOG = logging.getLogger("interlock.wire")
@@ -66,7 +66,9 @@ class Target(Protocol):
     def version(self) -> Version: ...
     @property
     def settings(self) -> ModelSettings: ...
-    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]: ...
+    def submit(
+        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT]
+    ) -> Sequence[Ticket | None]: ...
     def invalid(self, received_s: float) -> None: ...
     def unsent(self, received_s: float) -> bool: ...
 
@@ -235,7 +237,8 @@ class V2:
             )
             jobs.append((request, Call(exchange, target, answer, client_id, facts.trace)))
         for target, jobs in by_target.items():
-            for ticket, (_, call) in zip(target.submit(jobs), jobs, strict=True):
+            # No tickets: all of them are answered.
+            for ticket, (_, call) in zip(target.submit(jobs, deliver), jobs, strict=False):
                 if ticket is not None and call.exchange is not None:
                     call.exchange.on_gone = ticket.cancel
 
