@@ -13,7 +13,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from interlock.app.pace import ALL_GENTLY, DATA_GENTLY, TURN_S, can_rise, gently, rise
+from interlock.app.pace import (
+    ALL_GENTLY,
+    DATA_GENTLY,
+    PATIENT_NICE,
+    TURN_S,
+    can_rise,
+    gently,
+    rise,
+)
 from interlock.core.model import Placement
 from interlock.registry.rows import ReleaseState
 from tests.app.nodes import RunningNode, put_onnx, put_python, until
@@ -124,6 +132,33 @@ print(granted, struct.unpack("=IIQiIQQQ", attributes.raw[:48])[5])
     release = tuple(int(part) for part in platform.release().split(".")[:2])
     if release >= (6, 12):
         assert int(turn_ns) == round(TURN_S * 1e9)
+
+
+def test_who_is_patient_is_lower_than_its_process_and_takes_usual_turns() -> None:
+    code = f"""
+import ctypes, os, struct, threading
+from interlock.app.pace import patiently, promptly
+def turn_ns():
+    attributes = ctypes.create_string_buffer(56)
+    ctypes.CDLL(None).syscall({ {"x86_64": 315, "aarch64": 275}[platform.machine()] }, 0, attributes, 56, 0)
+    return struct.unpack("=IIQiIQQQ", attributes.raw[:48])[5]
+def beside():
+    granted = patiently()
+    print(granted, os.getpriority(os.PRIO_PROCESS, 0) - nice, turn_ns() > mine)
+promptly()
+nice, mine = os.getpriority(os.PRIO_PROCESS, 0), turn_ns()
+thread = threading.Thread(target=beside)
+thread.start()
+thread.join()
+print(os.getpriority(os.PRIO_PROCESS, 0) == nice, turn_ns() == mine)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    granted, lower, longer, *unchanged = said.split()
+    assert (granted, unchanged) == ("True", ["True", "True"])
+    assert int(lower) == min(PATIENT_NICE, 19 - os.getpriority(os.PRIO_PROCESS, 0))
+    release = tuple(int(part) for part in platform.release().split(".")[:2])
+    if release >= (6, 12):
+        assert longer == "True"
 
 
 def test_whether_one_can_rise_is_what_happens() -> None:

@@ -29,6 +29,7 @@ LEAST_SHARE = 0.25
 
 TURN_S = 0.0003
 """The turn of who serves; what is usual is 0.7 to 2.8 ms, by the number of cores."""
+PATIENT_NICE = 5
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
@@ -119,6 +120,24 @@ def promptly() -> bool:
     Linux since 6.12: a thread that wakes, and wants a shorter turn than the one that runs, runs at once, as
     long as it has had no more than its share. It gets no more of the core by that.
     """
+    return _take_turns(int(TURN_S * 1e9), os.getpriority(os.PRIO_PROCESS, 0))
+
+
+def patiently() -> bool:
+    """The calling thread lets go first who serves in the same process: it takes turns of the usual length,
+    and has a quarter of a core of which those want all; whether the system grants it.
+
+    More than control has: what it holds, the interpreter's lock, is waited for by who serves.
+    """
+    if sys.platform != "linux":
+        return False
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + PATIENT_NICE, 19)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+    return _take_turns(0, nice)
+
+
+def _take_turns(turn_ns: int, nice: int) -> bool:
+    """Of the calling thread, with the niceness that it has; 0: of the usual length."""
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER or sys.maxsize < 2**32:
         return False
     number = _SCHED_SETATTR.get(os.uname().machine)
@@ -128,7 +147,6 @@ def promptly() -> bool:
     import struct
 
     # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period.
-    nice, turn_ns = os.getpriority(os.PRIO_PROCESS, 0), int(TURN_S * 1e9)
     wanted = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, nice, 0, turn_ns, 0, 0)
     return bool(ctypes.CDLL(None).syscall(number, 0, wanted, 0) == 0)
 

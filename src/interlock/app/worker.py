@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Literal
 
 from interlock.app import logs
 from interlock.app.link import LetterClient
-from interlock.app.pace import promptly
+from interlock.app.pace import patiently, promptly
 from interlock.app.quarantine import quarantine_file, read_quarantine, reason_against
 from interlock.app.repository import ask_control
 from interlock.core.letters import Desired, Report, VersionState, letters_socket
@@ -29,6 +30,7 @@ from interlock.wire.http import AccessLog, HttpLimits, HttpServer, new_loop
 from interlock.wire.v2 import V2
 
 HEARTBEAT_S = 0.25
+_BESIDES = 4
 FIRST_LOAD_S = 5.0
 """A restarted worker lets its backlog wait this long for the versions that it had, instead of refusing."""
 
@@ -73,6 +75,10 @@ class Worker:
     async def run(self) -> None:
         """Serve until SIGTERM or until the supervisor is gone; then drain."""
         loop = asyncio.get_running_loop()
+        # What goes on beside the loop (loading, giving memory back) is not to keep requests waiting.
+        loop.set_default_executor(
+            ThreadPoolExecutor(_BESIDES, thread_name_prefix="beside", initializer=patiently)
+        )
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_reader(self._args.lifeline_fd, self._stop.set)

@@ -7,8 +7,8 @@ answers. One request of iris takes 3.1 us in the codec and 1.6 us here.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,10 +23,8 @@ from interlock.core.errors import (
     Unavailable,
     Unsupported,
 )
-from interlock.core.letters import VersionState, VersionStatus
-from interlock.core.model import ModelSettings, Version
-from interlock.core.request import Deliver, Request, SinkT, Ticket, deadline
-from interlock.core.state import ArmCounts, ArmKey
+from interlock.core.letters import VersionState
+from interlock.core.request import Request, deadline
 from interlock.wire import v2_views as views
 from interlock.wire.failure import JSON, answer_failure, failure
 from interlock.wire.headers import (
@@ -45,51 +43,12 @@ from interlock.wire.headers import (
 from interlock.wire.http import Exchange, Head, Refusal
 from interlock.wire.v2_call import Call, deliver, schedule
 from interlock.wire.v2_paths import POSTS, READS, Action, Ask, understand
+from interlock.wire.v2_serving import Infer, Target
 
 _LOG = logging.getLogger("interlock.wire")
 _encode = msgspec.json.Encoder().encode
 _MOST_PATHS = 1024
 _MOST_CODECS = 256
-
-
-class Target(Protocol):
-    """The version that was chosen for one request. `fixed`: in this turn of the loop the same question is
-    answered alike. `codec` is for this module to keep its own; `invalid` counts a request that could not be
-    decoded, `unsent` an answer that could not be encoded."""
-
-    codec: Any
-    fixed: bool
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def version(self) -> Version: ...
-    @property
-    def settings(self) -> ModelSettings: ...
-    def submit(
-        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT]
-    ) -> Sequence[Ticket | None]: ...
-    def invalid(self, received_s: float) -> None: ...
-    def unsent(self, received_s: float) -> bool: ...
-
-
-class Infer(Protocol):
-    """What V2 needs of the serving side (`serving/infer.py`)."""
-
-    @property
-    def live(self) -> bool: ...
-    @property
-    def ready(self) -> bool: ...
-    def choose(self, model: str, number: str | None, unit: bytes | None) -> Target: ...
-    def admit(
-        self, model: str, number: str | None, timeout_s: float | None, received_s: float
-    ) -> Unavailable | None: ...
-    def settings(self, model: str) -> ModelSettings: ...
-    def model_ready(self, model: str, number: str | None) -> bool: ...
-    def index(self) -> list[VersionStatus]: ...
-    def version(self, model: str, number: str | None) -> Version: ...
-    def stats(self, model: str | None, number: str | None) -> list[tuple[ArmKey, ArmCounts]]: ...
-    def repository(self, action: Literal["load", "unload"], model: str) -> Awaitable[None]: ...
 
 
 class V2:
@@ -237,7 +196,6 @@ class V2:
             )
             jobs.append((request, Call(exchange, target, answer, client_id, facts.trace)))
         for target, jobs in by_target.items():
-            # No tickets: all of them are answered.
             for ticket, (_, call) in zip(target.submit(jobs, deliver), jobs, strict=False):
                 if ticket is not None and call.exchange is not None:
                     call.exchange.on_gone = ticket.cancel
