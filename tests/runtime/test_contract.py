@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from interlock.core.errors import CheckFailed, DatatypeMismatch, InterlockError, LoadFailed, UnknownFormat
 from interlock.core.model import Placement, Profile, Signature, TensorSpec, Version
+from interlock.runtime import check_limit
 from interlock.runtime.catalog import RUNTIMES, inspector_of, runtime_of
 from interlock.runtime.check import CheckReport, check, choose_placement
 from interlock.runtime.check_process import run_check
@@ -193,12 +194,12 @@ def test_broken_graphs_are_refused_with_the_cause(name: str, tmp_path: Path) -> 
         check(folder, models.version("onnx", "model.onnx"))
 
 
-def python_model(folder: Path, body: str, head: str = "") -> Version:
+def python_model(folder: Path, body: str, head: str = "", member: str = "calls = 0") -> Version:
     lines = "\n".join(f"        {line}" for line in body.splitlines())
     signature = '{"inputs": {"x": ("FP32", [-1, 2])}, "outputs": {"y": ("FP32", [-1, 2])}}'
     (folder / "model.py").write_text(
         f"import os, time\nimport numpy as np\n{head}\nclass Model:\n    signature = {signature}\n"
-        f"    deterministic = True\n    calls = 0\n"
+        f"    deterministic = True\n    {member}\n"
         f"    def predict(self, inputs):\n        x = inputs['x']\n{lines}\n"
     )
     return models.version("python", "model.py:Model")
@@ -264,3 +265,81 @@ def test_a_wrong_python_entry_is_refused(tmp_path: Path, entry: str) -> None:
     (tmp_path / "model.py").write_text("class Model:\n    pass\n")
     with pytest.raises(InterlockError, match="entry|no class"):
         check(tmp_path, models.version("python", entry))
+
+
+def counted(folder: Path, limit: object, body: str = "return {'y': x}") -> Version:
+    """A model that declares `max_batch_rows` and leaves the sizes of its calls in a file."""
+    return python_model(
+        folder,
+        f"with open({str(folder / 'calls')!r}, 'a') as calls: print(len(x), file=calls)\n{body}",
+        f"LIMIT = {limit!r}",
+        "max_batch_rows = LIMIT",
+    )
+
+
+def calls(folder: Path) -> set[int]:
+    return set(map(int, (folder / "calls").read_text().split()))
+
+
+RAISES_ABOVE = "if len(x) > LIMIT: raise ValueError(f'{len(x)} rows')\nreturn {'y': x}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured"),
+    [(1, {1}), (8, {1, 8}), (20, {1, 8, 20}), (128, {1, 8, 32, 128}), (10_000, {1, 8, 32, 128})],
+)
+def test_a_declared_limit_of_rows_is_reached_and_never_exceeded(
+    limit: int, measured: set[int], tmp_path: Path
+) -> None:
+    reference = {"x": np.arange(30, dtype=np.float32).reshape(15, 2)}
+    report = check(tmp_path, counted(tmp_path, limit, RAISES_ABOVE), reference)
+    assert report.failures == ()
+    assert report.capabilities.max_batch_rows == limit
+    assert set(report.profile.batch_s) == measured and max(calls(tmp_path)) == limit
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("if len(x) > 999: raise ValueError('odd')", "predict raised ValueError: odd"),
+        ("if len(x) > 999: x = x[:999]", r"predict raised OutputMismatch: output 'y'.*\[1000, 2\]"),
+        ("if len(x) > 999: np.ones(1 << 40)", "asked for more memory than a check may have"),
+        ("if len(x) > 999: os._exit(7)", "left with exit code 7"),
+        pytest.param("while len(x) > 999: time.sleep(1)", "within 5 s", marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_that_cannot_take_what_it_declares_is_told_so(body: str, said: str, tmp_path: Path) -> None:
+    version = counted(tmp_path, 1000, f"{body}\nreturn {{'y': x}}")
+    remedy = "called with 1000 rows, and declares max_batch_rows = 1000: declare no more than it can take"
+    with pytest.raises(CheckFailed, match=f"(?s){said}.*{remedy}"):
+        run_check(tmp_path, version, time_s=5.0 if "while" in body else 30.0, memory_bytes=600 * 1024**2)
+
+
+def test_the_call_at_a_declared_limit_is_bounded_in_bytes(tmp_path: Path) -> None:
+    version = counted(tmp_path, 10**9)
+    report = check(tmp_path, version)
+    assert report.failures == () and max(calls(tmp_path)) == check_limit.LIMIT_CALL_BYTES // 8
+    (said,) = (result.detail for result in report.results if result.name == "max_batch_rows")
+    assert said.startswith("8388608 rows (more would be above 64 MiB of inputs): y [8388608, 2]")
+
+
+def test_rows_of_texts_count_with_their_lengths() -> None:
+    texts = np.array([b"a" * 92, b""], object)
+    assert check_limit.rows_within({"x": texts}, 5400) == 100
+    assert check_limit.rows_within({"x": np.zeros((4, 0))}, 800) == 100
+    assert check_limit.rows_within({"x": np.zeros((2, 1000))}, 800) == 1
+
+
+def test_a_signature_is_looked_for_within_the_declared_limit(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        "class Model:\n    max_batch_rows = 8\n    def predict(self, inputs):\n"
+        "        assert len(inputs['x']) <= 8\n        return {'y': inputs['x'] * 2}\n"
+    )
+    report = check(tmp_path, models.version("python", "model.py:Model"), {"x": np.ones((20, 2))})
+    assert report.failures == () and report.signature.batch_axis == 0
+
+
+@pytest.mark.parametrize("limit", [0, -1, "8", 8.0, True, None])
+def test_a_limit_that_is_no_number_of_rows_is_refused(limit: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=f"max_batch_rows = {limit!r}: want a whole number, 1 or more"):
+        run_check(tmp_path, counted(tmp_path, limit))

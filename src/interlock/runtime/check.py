@@ -28,6 +28,7 @@ from interlock.core.model import (
 )
 from interlock.runtime import examples
 from interlock.runtime.catalog import inspector_of, runtime_of
+from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
 from interlock.runtime.protocol import Loaded, streams_of
 
@@ -64,25 +65,36 @@ class CheckReport(msgspec.Struct, frozen=True):
         return tuple(result for result in self.results if not result.passed)
 
 
-def check(folder: Path, version: Version, reference: Tensors | None = None) -> CheckReport:
+def check(
+    folder: Path,
+    version: Version,
+    reference: Tensors | None = None,
+    note: Callable[[str], object] = lambda words: None,
+) -> CheckReport:
     """Load a version and hold it to the contract, on `reference` rows or on generated ones.
 
     `version.signature` may be empty: it is then found. Capabilities that the model declares must hold; the
-    others are found by measurement.
-    Raises: LoadFailed, MissingExtra, UntrustedArtifact when there is nothing to check.
+    others are found by measurement. No call has more rows than a declared `max_batch_rows`. `note` is told,
+    before the call that tries that limit, what to say should the process not survive it; then "".
+    Raises: LoadFailed, MissingExtra, UntrustedArtifact when there is nothing to check; CheckFailed when
+    what is declared cannot be.
     """
     inspector = inspector_of(version.runtime)
     reference = None if reference is None else examples.texts_as_bytes(reference)
     declared = inspector.declared(folder, version)
+    limit = limit_of(declared)
     if not version.signature.inputs:
-        version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, reference))
+        example = (
+            reference if reference is None or declared.get("streaming") else first_rows(reference, limit)
+        )
+        version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, example))
         gc.collect()
     version = msgspec.structs.replace(version, signature=with_true_batch_axis(version.signature))
     before, started = _resident_bytes(), time.perf_counter()
     loaded = runtime_of(version.runtime).load(folder, version)
     load_s = time.perf_counter() - started
     try:
-        return _Checks(folder, version, loaded, declared, reference).run(load_s, before)
+        return _Checks(folder, version, loaded, declared, reference, note).run(load_s, before)
     finally:
         loaded.close()
 
@@ -110,8 +122,11 @@ class _Checks:
         loaded: Loaded,
         declared: dict[str, Any],
         reference: Tensors | None,
+        note: Callable[[str], object],
     ) -> None:
         self.folder, self.version, self.loaded, self.declared = folder, version, loaded, declared
+        self.note = note
+        self.limit = limit_of(declared)
         self.signature = version.signature
         self.generated = reference is None
         self.results: list[CheckResult] = []
@@ -127,6 +142,8 @@ class _Checks:
             resident_bytes = max(0, _resident_bytes() - before_bytes)
         elif self._try("one row", self._one_row):
             resident_bytes = max(0, _resident_bytes() - before_bytes)
+            if "max_batch_rows" in self.declared:
+                self._try("max_batch_rows", self._declared_limit)
             self._try("many rows", self._many_rows)
             self._try("deterministic", self._deterministic)
             self._try("batch of n equals n of one", self._batch)
@@ -199,10 +216,40 @@ class _Checks:
         self._hold_outputs(answer, 1)
         return _shapes(answer)
 
+    def _declared_limit(self) -> str:
+        """One call with as many rows as lanes may join.
+
+        Not tried: what lies above LIMIT_CALL_BYTES of inputs (BYTES with their lengths; a row counts as 8
+        bytes at least); calls between 128 rows and the limit; and, where nothing is declared, any above 128.
+        """
+        if not self._batched:
+            return "the signature has no batch axis"
+        count = min(self.limit, rows_within(self.data, LIMIT_CALL_BYTES))
+        bounded = (
+            f" (more would be above {LIMIT_CALL_BYTES >> 20} MiB of inputs)" if count < self.limit else ""
+        )
+        words = (
+            f"it was called with {count} rows{bounded}, and declares max_batch_rows = {self.limit}: declare "
+            "no more than it can take at once"
+        )
+        self.note(words)
+        try:
+            answer = self.loaded.predict(self._rows(count))
+            self._hold_outputs(answer, count)
+        except MemoryError as error:
+            raise Broken(f"it asked for more memory than a check may have; {words}") from error
+        except Broken as broken:
+            raise Broken(f"{broken}; {words}") from broken
+        except Exception as error:
+            raise Broken(f"predict raised {type(error).__name__}: {str(error)[:500]}; {words}") from error
+        finally:
+            self.note("")
+        return f"{count} rows{bounded}: {_shapes(answer)}"
+
     def _many_rows(self) -> str:
         if not self._batched:
             return "the signature has no batch axis"
-        count = max(MEASURED_ROWS)
+        count = min(max(MEASURED_ROWS), self.limit)
         answer = self.loaded.predict(self._rows(count))
         self._hold_outputs(answer, count)
         return f"{count} rows: {_shapes(answer)}"
@@ -222,7 +269,7 @@ class _Checks:
                 raise Broken(f"output {spec.name!r} is {list(array.shape)}, want {list(wanted)}")
 
     def _deterministic(self) -> str:
-        rows = self._rows(8)
+        rows = self._rows(min(8, self.limit))
         gap = examples.difference(self.loaded.predict(rows), self.loaded.predict(rows))
         same = gap == 0.0
         if not same and self.declared.get("deterministic"):
@@ -243,7 +290,7 @@ class _Checks:
         if not self.found["deterministic"]:
             self.found.setdefault("batchable", False)
             return "cannot be compared: the model is not deterministic"
-        count = 32
+        count = min(32, self.limit)
         batch = self.loaded.predict(self._rows(count))
         singles = examples.join([self.loaded.predict(self._rows(1, start)) for start in range(count)])
         gap = examples.difference(batch, singles)
@@ -281,7 +328,7 @@ class _Checks:
     def _threads(self) -> str:
         if not self.found.setdefault("thread_safe", False):
             return "not declared"
-        rows = self._rows(8)
+        rows = self._rows(min(8, self.limit))
         alone = self.loaded.predict(rows)
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: self.loaded.predict(rows), range(100)))
@@ -291,7 +338,7 @@ class _Checks:
         return "100 calls from 4 threads agree"
 
     def _measure(self) -> dict[int, float]:
-        sizes = MEASURED_ROWS if self._batched else (1,)
+        sizes = sorted({min(rows, self.limit) for rows in MEASURED_ROWS}) if self._batched else [1]
         return {count: _median_s(self.loaded, self._rows(count)) for count in sizes}
 
 

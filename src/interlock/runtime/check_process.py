@@ -101,6 +101,7 @@ def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -
     if (desk / "outcome.json").exists() and not verdict:
         return
     said = (desk / "stderr").read_bytes()[-800:].decode(errors="replace").strip()
+    note = (desk / "note").read_text() if (desk / "note").exists() else ""
     if not verdict:
         verdict = _how_it_ended(child.returncode)
     if verdict == "time":
@@ -109,6 +110,7 @@ def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -
         reason = f"it asked for more than {memory_bytes // 1024**2} MiB of memory"
     else:
         reason = f"{verdict} while it was loaded and tried"
+    reason += f"; {note}" if note else ""
     raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {said}" if said else ""))
 
 
@@ -183,7 +185,8 @@ def _child(desk: Path) -> None:
         with np.load(request.reference, allow_pickle=False) as stored:
             reference = {name: _restored(stored[name]) for name in stored.files}
     try:
-        outcome = _Outcome(report=check(Path(request.folder), request.version, reference))
+        report = check(Path(request.folder), request.version, reference, (desk / "note").write_text)
+        outcome = _Outcome(report=report)
     except MemoryError:
         limit = request.memory_bytes // 1024**2
         words = f"{request.version.model!r}: it asked for more than {limit} MiB of memory"
