@@ -99,7 +99,7 @@ bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(bin)/python -m benchmarks $(ARGS)
 
 soak: $(installed) $(kserve_installed)  ## the tests that run for minutes
-	@$(bin)/pytest -q -m soak $(ARGS)
+	@$(bin)/pytest -q -rP -m soak $(ARGS)
 
 clean:  ## remove the environments and every cache
 	@rm -rf .venv .venv-* build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

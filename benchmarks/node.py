@@ -144,11 +144,12 @@ class Node:
         Raises: RuntimeError if it is still busy after `timeout_s`.
         """
         deadline_s = time.monotonic() + timeout_s
-        busy_s = _core_s(self.processes())
+        used_s = _core_s(self.processes())
         while time.monotonic() < deadline_s:
             time.sleep(_REST_S)
-            before_s, busy_s = busy_s, _core_s(self.processes())
-            if busy_s - before_s < _REST_SHARE * _REST_S:
+            before_s, used_s = used_s, _core_s(self.processes())
+            stayed = before_s.keys() == used_s.keys()
+            if stayed and sum(used_s.values()) - sum(before_s.values()) < _REST_SHARE * _REST_S:
                 return
         raise RuntimeError(
             f"the node was still busy after {timeout_s:g} s, with nobody asking anything of it"
@@ -196,11 +197,11 @@ def serve(node: Node, name: str, artifact: Path) -> None:
     node.settle()
 
 
-def _core_s(processes: list[psutil.Process]) -> float:
-    """Seconds of a core that they have used."""
-    used_s = 0.0
+def _core_s(processes: list[psutil.Process]) -> dict[int, float]:
+    """Seconds of a core that each has used, by process."""
+    used_s: dict[int, float] = {}
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
-            used_s += times.user + times.system
+            used_s[process.pid] = times.user + times.system
     return used_s

@@ -168,3 +168,10 @@ def test_a_mirror_travels_in_the_letter() -> None:
 def test_an_open_range_travels_too() -> None:
     route = mirrored(ranges=(Range("p", least=0.0),))
     assert msgspec.json.decode(msgspec.json.encode(route), type=Route) == route
+
+
+def test_releases_of_a_model_with_a_long_name_choose_other_units() -> None:
+    name = "m" * 128
+    units = [b"%d" % number for number in range(200)]
+    first, second = ({unit_position(unit, f"{name}:{release}") for unit in units} for release in (7, 8))
+    assert not first & second

@@ -93,6 +93,9 @@ def test_tritons_names_mean_what_triton_means() -> None:
     assert value(page, "nv_inference_count", version="1") == 60
     assert value(page, "nv_inference_exec_count", version="1") == 3
     assert value(page, "nv_inference_request_duration_us", version="1") == 20_000  # answered ones only
+    # Of each request, not of each batch: what it did not spend in the queue.
+    assert value(page, "nv_inference_queue_duration_us", version="1") == 1
+    assert value(page, "nv_inference_compute_infer_duration_us", version="1") == 19_999
     assert sorted(o for outcomes in REASONS.values() for o in outcomes) == sorted({*OUTCOMES} - {"ok"})
 
 

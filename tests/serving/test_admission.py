@@ -85,3 +85,16 @@ def test_a_refusal_says_what_was_asked_and_what_is_the_limit() -> None:
     assert large is not None and large.message.startswith("101 rows in one request: the queue holds 100")
     past = decide(view, 1, 1.0, PRIORITY_NORMAL, 1.25)
     assert past is not None and "passed 0.250 s before" in past.message
+
+
+@given(view=views, ahead=rows, behind=rows, asked=rows, left_s=st.floats(0.001, 20.0))
+def test_only_the_bound_of_the_queue_counts_what_waits_behind(
+    view: QueueView, ahead: int, behind: int, asked: int, left_s: float
+) -> None:
+    view = replace(view, queue_rows=ahead + behind + asked)
+    alone = replace(view, waiting_rows=ahead)
+    both = replace(view, waiting_rows=ahead + behind, ahead_rows=ahead)
+    assert predicted_wait_s(both, asked) == predicted_wait_s(alone, asked)
+    assume(ahead > 0)
+    mine, theirs = (decide(one, asked, left_s, PRIORITY_HIGH, 0.0) for one in (alone, both))
+    assert (mine is None) == (theirs is None)

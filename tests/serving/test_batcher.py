@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from interlock.core.clock import FakeClock
 from interlock.core.errors import ConfigError
+from interlock.core.request import PRIORITIES
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.latency import LatencyModel
 from tests.serving.fakes import FakeItem
@@ -191,6 +192,9 @@ class BatcherMachine(RuleBasedStateMachine):
     def counts_are_exact(self) -> None:
         assert self.batcher.waiting_items == len(self.waiting)
         assert self.batcher.waiting_rows == sum(item.rows for item in self.waiting)
+        for priority in range(PRIORITIES):
+            ahead = sum(item.rows for item in self.waiting if item.priority <= priority)
+            assert self.batcher.rows_ahead(priority) == ahead
         retrying = [item for batch in self.batcher.retrying for item in batch.items if not item.gone]
         assert sorted(map(id, retrying)) == sorted(map(id, self.retrying))
 

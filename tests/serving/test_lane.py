@@ -698,6 +698,24 @@ class LaneMachine(RuleBasedStateMachine):
             assert isinstance(sink.error, DeadlineExceeded | Quarantined)
 
 
+async def test_high_priority_is_not_refused_for_what_it_overtakes(folder: Path) -> None:
+    rig = Rig(folder)
+    rig.lane._latency.learn(8, 1.0)
+    rig.ask(1.0)
+    await tick()
+    for _ in range(3):
+        rig.ask(*[2.0] * 8)  # three batches of a second each wait
+    with pytest.raises(Overloaded):
+        rig.ask(3.0, within_s=2.5)
+    sink, _ = rig.ask(4.0, within_s=2.5, priority=0)
+    rig.place.running[0].end()
+    await tick()
+    assert rig.place.running[0].values == [4.0]
+    rig.place.running[0].end()
+    await tick()
+    assert answer(sink) == [8.0]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def machine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     LaneMachine.folder = tmp_path_factory.mktemp("lane")

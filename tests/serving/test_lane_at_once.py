@@ -230,3 +230,15 @@ async def test_a_turn_with_requests_for_other_outputs_keeps_them_apart(tmp_path:
     assert rig.at_once(jobs) is None
     rig.queued(jobs)
     assert sorted(rig.place.sizes) == [1, 2] and heard(jobs) == [[2.0], [4.0], [6.0]]
+
+
+async def test_whoever_goes_first_does_not_share_a_batch_with_who_does_not(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    now = time.monotonic()
+    urgent = (a_request([1.0], now, now + FAR_S, priority=0), FakeSink())
+    jobs = [*jobs_of([2.0], [3.0]), urgent]
+    assert rig.at_once(jobs) is None
+    rig.queued(jobs)
+    assert rig.place.sizes == [1, 2] and heard(jobs) == [[4.0], [6.0], [2.0]]
+    alone = [(urgent[0], FakeSink())]
+    assert rig.at_once(alone) == [] and heard(alone) == [[2.0]]

@@ -1,5 +1,6 @@
 """Requests that two versions run: who is answered by which one, what is counted, and that a copy yields."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from interlock.serving.block_reader import read_block
 from interlock.serving.infer import Infer
 from interlock.serving.lane import Lane
 from interlock.serving.mirror import SHIELD_AFTER
+from interlock.serving.pair import Pair
 from tests.serving.fakes import FakeBatch, FakePlace, FakeSink, a_request, a_version
 from tests.serving.test_lane import FakeTimeLoop, tick
 
@@ -455,6 +457,30 @@ def test_a_swap_leaves_what_is_under_way_to_its_own_epoch(rig: Rig) -> None:
 # --- any order ---
 
 CANDIDATE_FAILS, INCUMBENT_FAILS, BOTH_FAIL = 1, 2, 3
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0])
+@pytest.mark.parametrize("failed", [False, True])
+def test_pairs_leave_nothing_for_the_collector_of_cycles(rig: Rig, reverse: float, failed: bool) -> None:
+    canary(rig, reverse=reverse, shielded=True)
+    gc.collect()
+    gc.disable()
+    try:
+        asked = rig.ask(1.0, 2.0)
+        for _ in range(6):
+            rig.turn()
+            for number in (NEW, OLD):
+                for batch in rig.running(number):
+                    batch.end(PredictFailed("raised") if failed and number == NEW else None)
+        assert all(sink.settled for sink, _ in asked) and isinstance(asked[0][1], Pair)
+        del asked
+        rig.turn()
+        for place in rig.places.values():
+            place.batches = []
+        del batch
+        assert sum(isinstance(one, Pair) for one in gc.get_objects()) == 0
+    finally:
+        gc.enable()
 
 
 def fails(number: str, value: float) -> bool:

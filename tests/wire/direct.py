@@ -18,7 +18,7 @@ from interlock.core.errors import (
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import DATATYPES, ModelSettings, Signature, Tensors, TensorSpec, Version
 from interlock.core.request import Deliver, Outputs, Request, RequestId, Response, Sink, SinkT, Ticket
-from interlock.core.state import ArmCounts, ArmKey
+from interlock.core.state import BUCKETS, ArmCounts, ArmKey, Histogram
 from interlock.serving.batch import join
 
 Predict = Callable[[Tensors], Tensors]
@@ -70,6 +70,10 @@ class Held:
         target, request, sink = self._work
         if not self.is_cancelled:
             target.run(request, sink)
+
+
+SPENT = Histogram((1, *[0] * (BUCKETS - 1)), 1.5e-6)
+QUEUED = Histogram((1, *[0] * (BUCKETS - 1)), 0.5e-6)
 
 
 class DirectTarget:
@@ -143,7 +147,7 @@ class DirectInfer:
 
     def count(self, version: Version, rows: int) -> None:
         key = ArmKey(version.model, version.number, 1, 0, 0)
-        one = ArmCounts(dispatched=1, ok=1, rows=rows, batches=1, compute_ns=1000)
+        one = ArmCounts(dispatched=1, ok=1, rows=rows, batches=1, total=SPENT, queue=QUEUED)
         self._counts[key] = self._counts.get(key, ArmCounts()).merge(one)
 
     def choose(self, model: str, number: str | None, unit: bytes | None) -> DirectTarget:
@@ -158,7 +162,12 @@ class DirectInfer:
         return target
 
     def admit(
-        self, model: str, number: str | None, timeout_s: float | None, received_s: float
+        self,
+        model: str,
+        number: str | None,
+        timeout_s: float | None,
+        received_s: float,
+        urgency: int | None = None,
     ) -> Unavailable | None:
         return Overloaded("the queue is full; try again", retry_after_s=1.2) if self.full else None
 

@@ -74,7 +74,8 @@ class Response(msgspec.Struct, gc=False):
 
 class Sink(Protocol):
     """Where a request's answers go. Called on the event loop: `part` any number of times (only by streaming
-    versions), then exactly one of `done` and `fail`; nothing after a cancelled ticket.
+    versions), then exactly one of `done` and `fail`, unless a `Deliver` stood for `done`; nothing after a
+    cancelled ticket.
 
     A stream's `done` comes with no outputs: it says that the parts before were all. (To hold back each part
     until it is known whether it is the last would make every one of them late.) `fail` may follow parts. The

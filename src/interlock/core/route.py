@@ -132,7 +132,9 @@ class Route(msgspec.Struct, frozen=True):
 
 def unit_position(unit: bytes, salt: str) -> float:
     """Where a unit lies in [0, 1): a keyed blake2b of it, uniform and independent between salts."""
-    key = salt.encode()[:64]
+    key = salt.encode()
+    if len(key) > 64:  # what blake2b takes; cut off, the releases of a model with a long name would share one
+        key = hashlib.blake2b(key).digest()
     return int.from_bytes(hashlib.blake2b(unit, key=key, digest_size=8).digest(), "big") / 2**64
 
 

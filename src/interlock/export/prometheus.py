@@ -290,7 +290,10 @@ def _versions(counts: Mapping[ArmKey, ArmCounts]) -> Iterator[str]:
     yield from values("nv_inference_exec_count", lambda arm: arm.batches)
     yield from values("nv_inference_request_duration_us", lambda arm: round(arm.ok_s * 1e6))
     yield from values("nv_inference_queue_duration_us", lambda arm: round(arm.queue.sum_s * 1e6))
-    yield from values("nv_inference_compute_infer_duration_us", lambda arm: round(arm.compute.sum_s * 1e6))
+    yield from values(
+        "nv_inference_compute_infer_duration_us",
+        lambda arm: max(round((arm.ok_s - arm.queue.sum_s) * 1e6), 0),
+    )
 
 
 def _newest(pairs: Iterable[tuple[str, K]], order: Callable[[K], Any]) -> dict[str, set[K]]:

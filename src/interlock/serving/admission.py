@@ -18,7 +18,8 @@ class QueueView(msgspec.Struct, gc=False):
     """What admission sees of a lane: rows waiting, the batch under way, and what batches cost.
 
     `batch_s` is the predicted time of a full batch of `batch_rows`; `busy_left_s` what the running ones
-    still need; `slots` how many run side by side.
+    still need; `slots` how many run side by side; `ahead_rows` those of the waiting rows that go first, by
+    default all.
     """
 
     waiting_rows: int
@@ -27,15 +28,17 @@ class QueueView(msgspec.Struct, gc=False):
     batch_s: float
     busy_left_s: float
     slots: int
+    ahead_rows: int | None = None
 
 
 def predicted_wait_s(queue: QueueView, rows: int) -> float:
-    """Seconds until `rows` more rows would be answered, were they to come last.
+    """Seconds until `rows` more rows would be answered, were they to come last of those of their priority.
 
     >>> predicted_wait_s(QueueView(0, 100, 10, 0.01, 0.0, 1), 1)
     0.01
     """
-    batches = -(-(queue.waiting_rows + rows) // queue.batch_rows)
+    ahead_rows = queue.waiting_rows if queue.ahead_rows is None else queue.ahead_rows
+    batches = -(-(ahead_rows + rows) // queue.batch_rows)
     return queue.busy_left_s + -(-batches // queue.slots) * queue.batch_s
 
 

@@ -60,6 +60,7 @@ class Batcher(Generic[ItemT]):
         self.latency = latency
         self.waiting_rows = 0
         self.waiting_items = 0
+        self._rows = [0] * PRIORITIES
         self._joinable = joinable
         self._max_wait_s = max_wait_s
         # Key to items, for each priority. A dict keeps insertion order, so its first key is next in turn.
@@ -79,6 +80,7 @@ class Batcher(Generic[ItemT]):
         else:
             groups[key] = deque((item,))
         self.waiting_rows += item.rows
+        self._rows[item.priority] += item.rows
         self.waiting_items += 1
         if item.deadline_s < self._earliest_s:
             self._earliest_s = item.deadline_s
@@ -169,6 +171,7 @@ class Batcher(Generic[ItemT]):
 
     def _left(self, items: list[ItemT], rows: int) -> None:
         self.waiting_rows -= rows
+        self._rows[items[0].priority] -= rows
         self.waiting_items -= len(items)
         if not self.waiting_items:
             self._earliest_s = inf
@@ -181,10 +184,11 @@ class Batcher(Generic[ItemT]):
     @property
     def asked_rows(self) -> int:
         """Waiting rows that are no copies: what a client's request waits behind."""
-        groups = self._groups[PRIORITY_COPY]
-        if not groups:
-            return self.waiting_rows
-        return self.waiting_rows - sum(i.rows for group in groups.values() for i in group if not i.gone)
+        return self.rows_ahead(PRIORITY_COPY - 1)
+
+    def rows_ahead(self, priority: int) -> int:
+        """Waiting rows that go before a request of this priority that comes last."""
+        return sum(self._rows[: priority + 1])
 
     def cancel(self, item: ItemT) -> None:
         """Drop an item, waiting or running. Its neighbours notice nothing."""
@@ -194,6 +198,7 @@ class Batcher(Generic[ItemT]):
         if item.running:
             return
         self.waiting_rows -= item.rows
+        self._rows[item.priority] -= item.rows
         self.waiting_items -= 1
         self._gone += 1
         # Whoever left still takes memory here. Without this, callers that come and go while the model

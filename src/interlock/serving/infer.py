@@ -170,7 +170,12 @@ class Infer:
         return target
 
     def admit(
-        self, model: str, number: str | None, timeout_s: float | None, received_s: float
+        self,
+        model: str,
+        number: str | None,
+        timeout_s: float | None,
+        received_s: float,
+        urgency: int | None = None,
     ) -> Unavailable | None:
         """Stage one of admission, before the body is read: None, or why a request of one row cannot be
         answered in time. Raises: ModelNotFound, VersionNotFound, DeadlineInvalid."""
@@ -185,8 +190,10 @@ class Infer:
             return None
         now = monotonic()
         until_s = deadline_of(received_s, timeout_s, target.settings)
-        # Its priority may be in the body: here nobody is refused whom stage two would let in.
-        refusal = decide(target.lane.view(now), 1, until_s, PRIORITY_HIGH, now)
+        # Its priority may be in the body: the room that is kept for high priority is open to all here. But
+        # who is to go before others says so in a header, or is expected behind all of them.
+        view = target.lane.view(now, target.settings.priority if urgency is None else urgency)
+        refusal = decide(view, 1, until_s, PRIORITY_HIGH, now)
         if isinstance(refusal, Unavailable):
             target.slot.refused()
             return refusal

@@ -25,7 +25,18 @@ from interlock.core.errors import (
     Unavailable,
 )
 from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
-from interlock.core.request import Deliver, Outputs, Request, Response, Sink, SinkT, Tally, Ticket, done_each
+from interlock.core.request import (
+    PRIORITY_NORMAL,
+    Deliver,
+    Outputs,
+    Request,
+    Response,
+    Sink,
+    SinkT,
+    Tally,
+    Ticket,
+    done_each,
+)
 from interlock.serving.admission import QueueView, decide
 from interlock.serving.batch import Expected, join, shapes_of
 from interlock.serving.batcher import Batch, Batcher
@@ -43,9 +54,9 @@ REJOIN_PAUSE_S = 0.02
 class Lane:
     """Runs the requests of one version on its place. Fulfils `graph.Step`.
 
-    `outstanding` counts requests taken and not settled: the version may be unloaded at 0. `crumb`, if given,
-    is called with the number of requests before and with 0 after each batch that runs in this process, so
-    that a crash can be laid to the version.
+    `outstanding` counts requests that wait, or run while the loop goes on: the version may be unloaded at 0.
+    `crumb`, if given, is called with the number of requests before and with 0 after each batch that runs in
+    this process, so that a crash can be laid to the version.
     """
 
     def __init__(
@@ -87,19 +98,21 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = inf
 
-    def view(self, now: float) -> QueueView:
-        """The lane as admission sees it."""
+    def view(self, now: float, priority: int = PRIORITY_NORMAL) -> QueueView:
+        """The lane as admission sees it for a request of this priority."""
         batcher, busy_s = self._batcher, 0.0
         for batch in self._running:
             left_s = batch.started_s + self._latency.predict(max(batch.rows, 1)) - now
             busy_s = max(busy_s, left_s, 1e-6)
+        asked_rows, ahead_rows = batcher.asked_rows, batcher.rows_ahead(priority)
         return QueueView(
-            batcher.asked_rows,
+            asked_rows,
             self.settings.queue_rows,
             batcher.max_rows,
-            self._latency.predict(min(batcher.max_rows, max(1, batcher.asked_rows + 1))),
+            self._latency.predict(min(batcher.max_rows, max(1, ahead_rows + 1))),
             busy_s,
             self.place.slots,
+            ahead_rows,
         )
 
     @property
@@ -165,10 +178,10 @@ class Lane:
         deliver: Deliver[SinkT] = done_each,
     ) -> Sequence[Ticket | None] | None:
         """`start` and `step` in one, where nothing waits or runs, the place answers before it returns and all
-        of `jobs` make one batch; None, and nothing has happened, where not.
+        of `jobs` (one at least) make one batch, of one priority; None, and nothing has happened, where not.
 
         Nobody can leave and no time-out can strike meanwhile, so that no request needs a place in a queue, a
-        ticket or a timer: 1.7 us a request less (benchmarks/bench_cost.py). Returns no tickets where
+        ticket or a timer: 1.6 us a request less (docs/decisions/0014). Returns no tickets where
         `deliver` has answered; those of a batch that failed, some of which may still be tried.
         """
         batcher = self._batcher
@@ -178,8 +191,9 @@ class Lane:
             return None
         now = monotonic()
         rows, soonest_s = 0, inf
+        priority = jobs[0][0].priority
         for request, _ in jobs:
-            if request.outputs is not None:
+            if request.outputs is not None or request.priority != priority:
                 return None
             rows += request.rows
             if request.deadline_s < soonest_s:
@@ -270,7 +284,9 @@ class Lane:
         if self.draining:
             return Draining(f"{self.version.key} is being unloaded; try again")
         now = monotonic()
-        refusal = decide(self.view(now), request.rows, request.deadline_s, request.priority, now)
+        refusal = decide(
+            self.view(now, request.priority), request.rows, request.deadline_s, request.priority, now
+        )
         if refusal is not None or request.rows <= self._batcher.max_rows:
             return refusal
         if self._joinable:
@@ -284,14 +300,16 @@ class Lane:
         batcher = self._batcher
         slots = self.place.slots
         self._awake = True  # inline batches end in here; they need not wake us again
-        while len(self._running) < slots and not self._rejoining:
-            now = monotonic()
-            batch = batcher.take(now)
-            if batch is None:
-                break
-            self._run(batch, now)
-        self._awake = False
-        self._watch()
+        try:
+            while len(self._running) < slots and not self._rejoining:
+                now = monotonic()
+                batch = batcher.take(now)
+                if batch is None:
+                    break
+                self._run(batch, now)
+        finally:
+            self._awake = False
+            self._watch()
 
     def _run(self, batch: Batch[Item], now: float) -> None:
         items = batch.items

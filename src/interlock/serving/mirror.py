@@ -223,7 +223,8 @@ class Mirrored:
         mine, theirs = (pair.mine, pair.theirs) if self.is_candidate else (pair.theirs, pair.mine)
         run, copy_run = pair.run, pair.copy_run
         pair.theirs = VOID
-        pair.run = None
+        # Tickets refer to their sinks, and these to the pair: in circles, and with all the tensors.
+        pair.run = pair.copy_run = pair.ticket = pair.copy = None
         if VOID in (mine, theirs) or (mine == INVALID and theirs == INVALID):
             return
         cells = self.pairs.cells
@@ -307,7 +308,8 @@ class Mirrored:
             rescued.append(pair)
         tickets = other.start(jobs, repeat(self._copy_id), self._copies)
         for pair, ticket in zip(rescued, tickets, strict=True):
-            pair.rescue = ticket
+            if not pair.rescue_over:
+                pair.rescue = ticket
         other.step()
 
     def _again(self, request: Request, priority: int, now: float) -> Request:

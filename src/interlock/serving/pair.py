@@ -158,11 +158,13 @@ class Pair:
 
     def rescued(self, response: Response) -> None:
         self.rescue_over = True
+        self.rescue = None
         if not self.answered:
             self._shield(response)
 
     def unrescued(self) -> None:
         self.rescue_over = True
+        self.rescue = None
         self.want()
 
     def _shield(self, response: Response) -> None:

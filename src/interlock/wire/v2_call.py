@@ -107,14 +107,16 @@ def deliver(
         done_each(jobs, ids, model, version, outputs)
         return
     answers: list[tuple[Exchange, bytes, bytes]] = []
-    for at, ((_, call), request_id) in enumerate(zip(jobs, ids, strict=False)):
-        exchange = call.exchange
-        if call.answer is answer and call.client_id is None and exchange is not None:
-            call.exchange = None
-            answers.append((exchange, b"%b%b\r\n%b" % (_JSON_AND_ID, request_id, call.trace), rows[at]))
-        else:
-            call.done(Response(request_id, model, version, outputs, at, at + 1))
-    respond_all(answers)
+    try:
+        for at, ((_, call), request_id) in enumerate(zip(jobs, ids, strict=False)):
+            exchange = call.exchange
+            if call.answer is answer and call.client_id is None and exchange is not None:
+                call.exchange = None
+                answers.append((exchange, b"%b%b\r\n%b" % (_JSON_AND_ID, request_id, call.trace), rows[at]))
+            else:
+                call.done(Response(request_id, model, version, outputs, at, at + 1))
+    finally:
+        respond_all(answers)
 
 
 def schedule(

@@ -12,7 +12,7 @@ from interlock.core.state import ArmCounts, ArmKey
 
 class Target(Protocol):
     """The version that was chosen for one request. `fixed`: in this turn of the loop the same question is
-    answered alike. `codec` is for this module to keep its own; `submit` returns no tickets where all are
+    answered alike. `codec` is for the protocol to keep its own; `submit` returns no tickets where all are
     answered; `invalid` counts what could not be decoded, `unsent` an answer that could not be encoded."""
 
     codec: Any
@@ -40,7 +40,12 @@ class Infer(Protocol):
     def ready(self) -> bool: ...
     def choose(self, model: str, number: str | None, unit: bytes | None) -> Target: ...
     def admit(
-        self, model: str, number: str | None, timeout_s: float | None, received_s: float
+        self,
+        model: str,
+        number: str | None,
+        timeout_s: float | None,
+        received_s: float,
+        urgency: int | None = None,
     ) -> Unavailable | None: ...
     def settings(self, model: str) -> ModelSettings: ...
     def model_ready(self, model: str, number: str | None) -> bool: ...
