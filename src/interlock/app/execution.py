@@ -21,6 +21,7 @@ from interlock.runtime.catalog import runtime_of
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block, block_path
 from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up
+from interlock.serving.memory import want_memory
 
 REFUSE_S = 2.0
 """How long an executor that could not load its version tells workers why, before it ends."""
@@ -115,6 +116,7 @@ def _version(args: ProcessArgs) -> Version:
 
 def _load(args: ProcessArgs, loading: Pace, reading: Pace, version: Version, block: Block) -> Loaded:
     block.loading(version.key)
+    want_memory(version)
     folder = artifact_path(args.config.home, version.digest)
     found = reading(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
     if found != version.digest:

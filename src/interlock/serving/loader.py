@@ -23,6 +23,7 @@ from interlock.serving.executor import ExecutorPlace
 from interlock.serving.executor_host import warm_up
 from interlock.serving.infer import Infer
 from interlock.serving.lane import Lane
+from interlock.serving.memory import want_memory
 from interlock.serving.placement import Inline, Place, Threaded
 from interlock.serving.versions import (
     Drain,
@@ -346,9 +347,7 @@ def _load_here(home: Path, version: Version) -> Loaded:
     folder = artifact_path(home, version.digest)
     if not folder.is_dir():
         raise LoadFailed(f"artifact {version.digest} is not in the cache; release the version again")
-    need, free = version.profile.resident_bytes, available_bytes()
-    if free is not None and need > free:
-        raise LoadFailed(f"needs {need >> 20} MB of memory, {free >> 20} MB are free")
+    want_memory(version)
     found = digest_of(folder)
     if found != version.digest:
         raise DigestMismatch(f"artifact of {version.key} has digest {found}, registered was {version.digest}")
@@ -359,18 +358,6 @@ def _load_here(home: Path, version: Version) -> Loaded:
         loaded.close()
         raise LoadFailed(f"warm-up failed: {type(error).__name__}: {str(error)[:500]}") from error
     return loaded
-
-
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping, where the system tells (Linux's MemAvailable)."""
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def give_memory_back() -> None:
