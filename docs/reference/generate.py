@@ -7,17 +7,22 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
+import msgspec
 
 from interlock.api.app import AdminDeps, openapi
+from interlock.api.asked import ReleaseRequest
 from interlock.api.problems import STATUSES
 from interlock.cli.main import COMMANDS, cli
 from interlock.cli.options import ENVIRONMENT
 from interlock.core import errors
 from interlock.core.errors import InterlockError
+from interlock.core.policy import Policy
 from interlock.core.settings import NodeConfig
 from interlock.operations.context import open_context
+from interlock.operations.release import KEEP_S
 from interlock.operations.status import NodeStatus
 
 FOLDER = Path(__file__).parent
@@ -37,9 +42,14 @@ def cli_page() -> str:
     """Every command with its help, the environment, the exit codes."""
     parts = [
         f"# Command line\n\n{_NOTE}\n",
-        "A command finds its node by `--home` or by `--url`. Where a node runs in the home folder, it asks\n"
-        "that node's admin API; where none runs, it works on the home folder itself. `register` always\n"
-        "works where the file is.\n",
+        "A command finds its node by `--url`, else by `--home`. Where a node runs in the home folder, it\n"
+        "asks that node's admin API; where none runs, it works on the home folder itself. `predict` and\n"
+        "`quarantine` ask what only a running node has.\n",
+        "Three commands take `--home` alone, whatever `INTERLOCK_URL` says:\n",
+        "- `up` starts the processes of a home folder, and `down` stops them by a signal: both act on\n"
+        "  this machine.\n"
+        "- `register` reads the file where it lies, and writes into the registry and into the home\n"
+        "  folder's cache and ledger, whether a node runs or not.\n",
         "Listing commands print tables for people and, with `--json`, the admin API's own structs for\n"
         "programs. Results go to standard output, progress and errors to standard error.\n",
         _table(["exit code", "meaning"], EXIT_CODES.items()),
@@ -76,6 +86,9 @@ def admin_api_page(app: dict[str, object]) -> str:
         for path, methods in paths.items()
         for method, operation in methods.items()
     )
+    *names, last = [f"`{name}`" for name in get_args(get_type_hints(ReleaseRequest)["strategy"])]
+    strategies, default = f"{', '.join(names)} or {last}", ReleaseRequest().strategy
+    policy = msgspec.json.format(msgspec.json.encode(Policy())).decode()
     return f"""# Admin API
 
 {_NOTE}
@@ -86,8 +99,36 @@ On port 8002 of the node, next to the metrics. `GET /api/openapi.json` describes
 |---|---|
 {rows}
 A release or a rollback is answered with `202` and its row; it goes on, so follow it at `/api/releases/{{id}}`
-until its `state` is `done`, `failed` or `superseded`. The body of a release is `{{"version": "2"}}`,
-`{{"alias": "champion"}}`, or empty for the newest version.
+until its `state` is `done`, `failed` or `superseded`. A canary may also stop in `paused`, where it waits for
+a person: `resume`, `promote` or `abort`.
+
+## The body of a release
+
+Empty, it asks for the newest version, all at once. Else it is an object, in which each field may be left out:
+
+```json
+{{"version": "2", "strategy": "canary", "policy": {{"budget": 20, "slower": 1.5}}}}
+```
+
+- `version` is a number (`"2"`), `alias` an alias of the registry (`"champion"`). With neither, the newest is
+  taken; both are answered with 400.
+- `strategy` is {strategies}. The default is `{default}`, and that of the command is a canary: the body
+  `{{"version": "2"}}` gives version 2 all requests at once, `interlock release iris 2` a share of them.
+- `policy` is for `canary` alone: how the candidate is tried. These are its fields and their defaults;
+  `/api/openapi.json` says what each means (`Policy`), and most are options of `interlock release`
+  ([cli.md](cli.md)).
+
+```json
+{policy}
+```
+
+- `keep_s` is for `blue-green` alone: how many seconds the old version stays in memory after the switch,
+  {KEEP_S:g} by default. A canary's is in its policy.
+
+A field that is not listed here, or a value out of its range, is answered with 400. The body of `resume` is
+empty or `{{"budget": 100}}`, which replaces the budget of the policy.
+
+## Errors
 
 Errors are `{{"error": {{"code": "ModelNotFound", "message": "…"}}}}`; [errors.md](errors.md) lists the codes.
 

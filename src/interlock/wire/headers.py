@@ -3,8 +3,8 @@
 | header | meaning |
 |---|---|
 | `x-request-timeout-ms` | how long the client waits, from the request's first byte on; above 0 |
-| `x-interlock-unit` | who is asking: the same unit meets the same version; up to 256 bytes |
-| `x-interlock-tenant`, `x-interlock-segment` | for accounting and for slices; up to 256 bytes each |
+| `x-interlock-unit` | who is asking; sticks to a version where the route is sticky; up to 256 bytes |
+| `x-interlock-tenant`, `x-interlock-segment` | read into the Request, used by nothing yet; up to 256 bytes |
 | `x-interlock-priority` | 0 is served before 1; the model's own by default |
 | `traceparent` | W3C trace context; echoed on the answer |
 | `interlock-request-id` | on every infer answer: the id that the server made |
