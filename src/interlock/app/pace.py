@@ -132,7 +132,10 @@ def patiently() -> bool:
     if sys.platform != "linux":
         return False
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + PATIENT_NICE, 19)
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+    except OSError:  # a sandbox may forbid even that
+        return False
     return _take_turns(0, nice)
 
 

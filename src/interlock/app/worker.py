@@ -51,7 +51,9 @@ class Worker:
             lambda: read_all(run),
             self._repository if config.allow_repository_control else None,
         )
-        self._loader = Loader(config.home, self._infer, self._block, args.incarnation, self._changed)
+        # What loads beside the loop is not to keep requests waiting.
+        beside = ThreadPoolExecutor(_BESIDES, thread_name_prefix="beside", initializer=patiently)
+        self._loader = Loader(config.home, self._infer, self._block, args.incarnation, self._changed, beside)
         self._link = LetterClient(
             letters_socket(config.home),
             run / f"{args.process}.desired.json",
@@ -75,10 +77,6 @@ class Worker:
     async def run(self) -> None:
         """Serve until SIGTERM or until the supervisor is gone; then drain."""
         loop = asyncio.get_running_loop()
-        # What goes on beside the loop (loading, giving memory back) is not to keep requests waiting.
-        loop.set_default_executor(
-            ThreadPoolExecutor(_BESIDES, thread_name_prefix="beside", initializer=patiently)
-        )
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         loop.add_reader(self._args.lifeline_fd, self._stop.set)

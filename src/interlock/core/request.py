@@ -20,7 +20,7 @@ class Request(msgspec.Struct, gc=False):
     """One inference, decoded and validated against the signature of the version that will run it.
 
     `deadline_s` and `received_s` are on the monotonic clock. `client_id` is the caller's own id, echoed and
-    never used. `unit` is who sticks to an arm; `tenant` and `segment` are for accounting and slices.
+    never used. `unit` is who sticks to an arm; `tenant` and `segment` are kept for accounting and slices.
     `outputs` names those wanted, None for all. Not frozen only because freezing costs 0.2 us a request;
     nobody writes to it after the wire made it.
     """

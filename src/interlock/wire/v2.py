@@ -62,7 +62,7 @@ class V2:
         max_json_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self._infer = infer
-        # A megabyte of JSON holds the loop for 10 ms (bad JSON: to 100), one of binary tensors not at all.
+        # A megabyte of JSON holds the loop for 5 to 50 ms (bad JSON: to 200); one of binary numbers does not.
         self._max_json_bytes = max_json_bytes
         self._server = {"name": server_name, "version": server_version, "extensions": views.EXTENSIONS}
         # By path as sent. Cleared when full: a client that invents paths costs 3 us each, and no memory.
