@@ -7,22 +7,26 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from interlock.core.model import Placement, Profile, artifact_path
+from interlock.core.model import Placement, Profile, Signature, TensorSpec, artifact_path
 from interlock.registry.ledger import Ledger
 from interlock.registry.rows import ReleaseState
-from tests.app.nodes import RunningNode, put_onnx
+from tests.app.nodes import SIGNATURE, RunningNode, put_onnx
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "no memory": ({"profile": Profile(resident_bytes=1 << 60)}, "MB of memory, "),
+    "outputs": (
+        {"signature": Signature(SIGNATURE.inputs, (TensorSpec("y", "FP64", (-1, 2)),))},
+        "warm-up failed: output 'y' has dtype float32, the signature wants float64",
+    ),
 }
 
 
 def put_changed(home: Path, number: str, **changes: Any) -> None:
     """Record a version whose record is not what its artifact would have given."""
     aside = home.with_name(f"aside-{number}")
-    version = put_onnx(aside, "big", number, 3.0, Placement.EXECUTOR)
+    version = put_onnx(aside, "big", number, 1.0 + int(number), Placement.EXECUTOR)
     artifact_path(aside, version.digest).rename(artifact_path(home, version.digest))
     ledger = Ledger(home / "ledger.db")
     ledger.put_version(replace(version, **changes), time.time())

@@ -236,6 +236,7 @@ async def test_a_version_wanted_again_while_it_drains_is_not_loaded_anew(rig: Ri
         ("python", "runs code of the model's author: want placement executor, got inline"),
         ("runtime", "caffe"),
         ("signature", "warm-up failed"),
+        ("outputs", "warm-up failed: output 'y' has dtype float32, the signature wants float64"),
     ],
 )
 async def test_a_version_that_cannot_be_loaded_says_why_and_the_old_one_stays(
@@ -258,6 +259,8 @@ async def test_a_version_that_cannot_be_loaded_says_why_and_the_old_one_stays(
             two = replace(two, runtime="caffe")
         case "signature":
             two = replace(two, signature=Signature((TensorSpec("z", "FP32", (-1, 9)),), SIGNATURE.outputs))
+        case "outputs":
+            two = replace(two, signature=Signature(SIGNATURE.inputs, (TensorSpec("y", "FP64", (-1, 2)),)))
     await rig.carry_out(one, route=single("1", 1))
     rig.apply(two, route=single("2", 2))
     await until(lambda: rig.states().get("2") is VersionState.FAILED)

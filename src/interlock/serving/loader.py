@@ -356,6 +356,8 @@ def _load_here(home: Path, version: Version) -> Loaded:
         warm_up(loaded, version)
     except Exception as error:
         loaded.close()
+        if isinstance(error, LoadFailed):
+            raise
         raise LoadFailed(f"warm-up failed: {type(error).__name__}: {str(error)[:500]}") from error
     return loaded
 
