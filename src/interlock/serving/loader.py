@@ -9,6 +9,7 @@ import ctypes
 import gc
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from time import monotonic
 
@@ -75,10 +76,17 @@ class _Resident:
 
 class Loader:
     """Carries out the Desired of one worker. For its event loop; `changed` is called after each change of
-    state, and may not block."""
+    state, and may not block. `beside` runs what would hold the loop up (loading, giving memory back); by
+    default the loop's own threads do."""
 
     def __init__(
-        self, home: Path, infer: Infer, block: Block, owner: int, changed: Callable[[], None]
+        self,
+        home: Path,
+        infer: Infer,
+        block: Block,
+        owner: int,
+        changed: Callable[[], None],
+        beside: Executor | None = None,
     ) -> None:
         self.seen_revision = -1
         self.done_revision = -1
@@ -87,6 +95,7 @@ class Loader:
         self._block = block
         self._owner = owner
         self._changed = changed
+        self._beside = beside
         self._desired: Desired | None = None
         self._quarantined: Mapping[str, str] = {}
         self._residents: dict[str, _Resident] = {}
@@ -301,7 +310,7 @@ class Loader:
             self._loading_key = version.key
             self._block.loading(version.key)
             try:
-                loaded = await asyncio.to_thread(_load_here, self._home, version)
+                loaded = await self._loop.run_in_executor(self._beside, _load_here, self._home, version)
             finally:
                 self._loading_key = ""
                 self._block.idle()
@@ -335,7 +344,7 @@ class Loader:
         if in_circles:
             # What such a place refers to refers back to it. With all that was imported frozen, 1 to 2 ms.
             gc.collect()
-        await asyncio.to_thread(give_memory_back)
+        await self._loop.run_in_executor(self._beside, give_memory_back)
         _log.info("version unloaded", extra={"fields": {"version": resident.version.key}})
 
 
