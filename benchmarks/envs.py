@@ -58,6 +58,7 @@ def fit_iris(bin_folder: Path, model: Path) -> Path:
 
 
 def versions(name: str) -> dict[str, str]:
-    """The pinned packages of the peer `name`."""
-    lines = (_HERE / "peers" / name / "requirements.txt").read_text().splitlines()
+    """The pinned packages of the peer `name`; none where it runs in another one's environment."""
+    pins = _HERE / "peers" / name / "requirements.txt"
+    lines = pins.read_text().splitlines() if pins.is_file() else []
     return dict(line.split("==", 1) for line in lines if "==" in line)
