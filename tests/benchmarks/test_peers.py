@@ -1,4 +1,4 @@
-"""Each peer can be named in a record: its title, how it is configured, and what is pinned in its environment."""
+"""Each peer can be named in a record: title, configuration, and what is pinned in its environment."""
 
 import pytest
 
