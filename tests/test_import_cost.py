@@ -50,15 +50,18 @@ def test_a_worker_imports_nothing_of_the_control_plane() -> None:
     assert loaded_of(CONTROL_ONLY, DATA_PLANE) == []
 
 
+@pytest.mark.slow
 def test_a_worker_is_imported_quickly() -> None:
     median_s = statistics.median(cost_s(DATA_PLANE) for _ in range(RUNS))
     assert median_s < LIMIT_S, f"{DATA_PLANE}: {median_s:.3f} s of processor time, the limit is {LIMIT_S} s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", ["sqlalchemy", "fastapi"])
 def test_the_check_sees_what_is_imported(heavy: str) -> None:
     assert heavy in loaded_of(CONTROL_ONLY, heavy)
 
 
+@pytest.mark.slow
 def test_the_clock_sees_a_slow_import() -> None:
     assert cost_s("fastapi") > 10 * cost_s("colorsys")

@@ -70,6 +70,7 @@ def csv(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_classifier_becomes_onnx_that_answers_the_same(ctx: Context) -> None:
     said: list[str] = []
     model = LogisticRegression(max_iter=500).fit(X, Y)
@@ -231,6 +232,7 @@ def test_from_python(interlock_home: Path) -> None:
     assert oct(interlock_home.stat().st_mode & 0o777) == "0o700"
 
 
+@pytest.mark.slow
 def test_a_model_fitted_on_a_data_frame_registers_without_a_warning(ctx: Context) -> None:
     frame = load_iris(as_frame=True).data
     before = list(warnings.filters)

@@ -36,12 +36,13 @@ def states(found: list[Ended]) -> Counter[ReleaseState]:
     return Counter(one.state for one in found)
 
 
+@pytest.mark.slow
 def test_a_clean_candidate_is_promoted_within_a_minute_at_100_requests_a_second() -> None:
     found = runs(Canary(constant(0.0), constant(0.0)), 5, 1)
     assert states(found) == {PROMOTED: 5} and max(one.spent_s for one in found) < 60.0
 
 
-@pytest.mark.parametrize(("rate", "requests"), [(0.52, 40), (0.12, 200)])
+@pytest.mark.parametrize(("rate", "requests"), [(0.52, 40), pytest.param(0.12, 200, marks=pytest.mark.slow)])
 def test_a_much_worse_candidate_is_rolled_back_soon(rate: float, requests: int) -> None:
     found = runs(Canary(constant(0.02), constant(rate)), 12, 2)
     assert states(found) == {ROLLED_BACK: 12}
@@ -59,7 +60,7 @@ def test_a_slightly_worse_candidate_is_stopped_within_the_budget(rate: float) ->
     assert max(one.harm for one in found) <= Policy().budget
 
 
-@pytest.mark.parametrize(("slower", "requests"), [(3.0, 15), (1.5, 1500)])
+@pytest.mark.parametrize(("slower", "requests"), [(3.0, 15), pytest.param(1.5, 1500, marks=pytest.mark.slow)])
 def test_a_slower_candidate_is_rolled_back(slower: float, requests: int) -> None:
     found = runs(Canary(constant(0.0), constant(0.0), slower=slower), 10, 4)
     assert states(found) == {ROLLED_BACK: 10}

@@ -21,6 +21,7 @@ def run(name: str, folder: Path) -> tuple[Version, CheckReport]:
     return version, check(folder, version)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_runtime_passes_the_suite(name: str, tmp_path: Path) -> None:
     version, report = run(name, tmp_path)
@@ -101,6 +102,7 @@ def test_rows_are_joined_only_where_every_input_and_output_has_them(tmp_path: Pa
         assert report.signature.batch_axis is None and not report.capabilities.batchable
 
 
+@pytest.mark.slow
 def test_a_classifier_answers_labels_and_probabilities(tmp_path: Path) -> None:
     version, report = run("iris MLP with words", tmp_path)
     assert report.signature.outputs == (
