@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ from interlock.core.errors import (
     Quarantined,
 )
 from interlock.core.model import ModelSettings, Tensors, Version
-from interlock.core.request import Outputs, Request, Response, Sink, Ticket
+from interlock.core.request import Request, Response, Ticket
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.block import Block
 from interlock.serving.block_reader import read_block
@@ -209,16 +209,17 @@ async def test_outputs_that_break_the_signature_fail_the_batch(tmp_path: Path) -
     assert rig.counts().failed == 2 and rig.lane.outstanding == 0
 
 
-async def test_a_deliverer_that_raises_does_not_stop_the_lane(tmp_path: Path) -> None:
+async def test_a_sink_that_raises_does_not_stop_the_lane(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
 
-    def breaks(
-        jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], model: str, version: str, outputs: Outputs
-    ) -> None:
-        raise ModelFailed("cannot be sent")
+    class Breaks(FakeSink):
+        def done(self, response: Response) -> None:
+            raise ModelFailed("cannot be sent")
 
+    (request, _) = jobs_of([1.0])[0]
     with pytest.raises(ModelFailed):
-        rig.lane.at_once(jobs_of([1.0]), rig.ids, rig.slot, breaks)
+        rig.at_once([(request, Breaks())])
+    assert rig.counts().ok == 1
     assert rig.at_once(again := jobs_of([3.0])) == [] and heard(again) == [[6.0]]
 
 

@@ -17,7 +17,7 @@ from interlock.core.errors import (
 )
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import DATATYPES, ModelSettings, Signature, Tensors, TensorSpec, Version
-from interlock.core.request import Deliver, Outputs, Request, RequestId, Response, Sink, SinkT, Ticket
+from interlock.core.request import Outputs, Request, RequestId, Response, Sink, Ticket
 from interlock.core.state import BUCKETS, ArmCounts, ArmKey, Histogram
 from interlock.serving.batch import join
 
@@ -89,9 +89,7 @@ class DirectTarget:
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in version.signature.inputs}
         self._sequence = 0
 
-    def submit(
-        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT]
-    ) -> Sequence[Ticket | None]:
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
         return [self._begin(request, sink) for request, sink in jobs]
 
     def _begin(self, request: Request, sink: Sink) -> Ticket:

@@ -8,7 +8,7 @@ import msgspec
 from interlock.codec.raw import pack, texts
 from interlock.core.errors import OutputMismatch
 from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
-from interlock.core.request import Outputs, Response
+from interlock.core.request import Response
 
 _encode = msgspec.json.Encoder().encode
 _MOST_SHAPES = 64
@@ -42,19 +42,6 @@ class Answer:
         # One row of each output, ready for its values; good for the shapes of the last batch.
         self._row_shapes: list[tuple[int, ...]] | None = None
         self._row_template = b""
-
-    def rows(self, outputs: Outputs, version: str) -> list[bytes] | None:
-        """The answers of a batch whose requests have one row each and want JSON, without their clients' ids;
-        None if it is not such a batch, or the outputs cannot be encoded: `answer` says why."""
-        if not (outputs.each_one_row and self._is_json and version == self._number):
-            return None
-        rows = outputs.texts.get(self)
-        if rows is None:
-            try:
-                rows = outputs.texts[self] = self._encode_rows(outputs.tensors)
-            except Exception:
-                return None
-        return rows
 
     def answer(
         self, response: Response, client_id: str | None

@@ -1,8 +1,7 @@
 """Request and Response, the way answers travel (Sink, Ticket), and the server-made request id."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
@@ -74,8 +73,7 @@ class Response(msgspec.Struct, gc=False):
 
 class Sink(Protocol):
     """Where a request's answers go. Called on the event loop: `part` any number of times (only by streaming
-    versions), then exactly one of `done` and `fail`, unless a `Deliver` stood for `done`; nothing after a
-    cancelled ticket.
+    versions), then exactly one of `done` and `fail`; nothing after a cancelled ticket.
 
     A stream's `done` comes with no outputs: it says that the parts before were all. (To hold back each part
     until it is known whether it is the last would make every one of them late.) `fail` may follow parts. The
@@ -86,22 +84,6 @@ class Sink(Protocol):
     def done(self, response: Response) -> None: ...
 
     def fail(self, error: InterlockError, request_id: bytes) -> None: ...
-
-
-SinkT = TypeVar("SinkT", bound=Sink)
-Deliver = Callable[[Sequence[tuple[Request, SinkT]], Iterator[bytes], str, str, Outputs], None]
-"""Answers the requests of one batch, all of them, in its order: jobs, ids, model, version, outputs."""
-
-
-def done_each(
-    jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], model: str, version: str, outputs: Outputs
-) -> None:
-    """The `Deliver` that calls `done` of each sink."""
-    start = 0
-    for request, sink in jobs:
-        stop = start + request.rows
-        sink.done(Response(next(ids), model, version, outputs, start, stop))
-        start = stop
 
 
 class Ticket(Protocol):

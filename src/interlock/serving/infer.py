@@ -18,7 +18,7 @@ from interlock.core.errors import (
 )
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Version
-from interlock.core.request import PRIORITY_HIGH, Deliver, Request, SinkT, Ticket, done_each, id_prefix
+from interlock.core.request import PRIORITY_HIGH, Request, Sink, Ticket, id_prefix
 from interlock.core.request import deadline as deadline_of
 from interlock.core.route import COPY_ARM, Arm, Mirror, Route
 from interlock.core.state import ArmCounts, ArmKey
@@ -61,17 +61,15 @@ class Target:
         self._prefix = prefix
         self._infer = infer
 
-    def submit(
-        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT] = done_each
-    ) -> Sequence[Ticket | None]:
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
         """Begin what one turn of the loop brought: a ticket for each that was not refused; none at all where
-        all of them have been answered by `deliver` already.
+        all of them have been answered already.
 
         A sink may hear of its request before this returns: why it was refused (without an id), or the answer
         where the model runs in this very turn.
         """
         ids = self.ids()
-        tickets = self.lane.at_once(jobs, ids, self.slot, deliver)
+        tickets = self.lane.at_once(jobs, ids, self.slot)
         if tickets is None:
             tickets = self.lane.start(jobs, ids, self.slot)
             self.lane.step()

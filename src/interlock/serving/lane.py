@@ -24,19 +24,8 @@ from interlock.core.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from interlock.core.model import DATATYPES, ModelSettings, Tensors, Version
-from interlock.core.request import (
-    PRIORITY_NORMAL,
-    Deliver,
-    Outputs,
-    Request,
-    Response,
-    Sink,
-    SinkT,
-    Tally,
-    Ticket,
-    done_each,
-)
+from interlock.core.model import DATATYPES, Inputs, ModelSettings, Tensors, Version
+from interlock.core.request import PRIORITY_NORMAL, Outputs, Request, Response, Sink, Tally, Ticket
 from interlock.serving.admission import QueueView, decide
 from interlock.serving.batch import Expected, join, shapes_of
 from interlock.serving.batcher import Batch, Batcher
@@ -171,18 +160,14 @@ class Lane:
         return tickets
 
     def at_once(
-        self,
-        jobs: Sequence[tuple[Request, SinkT]],
-        ids: Iterator[bytes],
-        tally: Tally,
-        deliver: Deliver[SinkT] = done_each,
+        self, jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], tally: Tally
     ) -> Sequence[Ticket | None] | None:
         """`start` and `step` in one, where nothing waits or runs, the place answers before it returns and all
         of `jobs` (one at least) make one batch, of one priority; None, and nothing has happened, where not.
 
         Nobody can leave and no time-out can strike meanwhile, so that no request needs a place in a queue, a
-        ticket or a timer: 1.6 us a request less (docs/decisions/0014). Returns no tickets where
-        `deliver` has answered; those of a batch that failed, some of which may still be tried.
+        ticket or a timer (docs/decisions/0014). Returns no tickets where all are answered; those of a batch
+        that failed, some of which may still be tried.
         """
         batcher = self._batcher
         if not self._instant or self._awake or self._running or batcher.waiting_items or batcher.retrying:
@@ -203,60 +188,67 @@ class Lane:
         self._awake = True  # whoever hears of an answer may ask for more: that waits for its turn
         try:
             tally.dispatched(len(jobs))
-            result = self._run_now(jobs, rows, tally)
+            result = self._run_now([request.inputs for request, _ in jobs], rows, tally)
             ended_s = monotonic()
             if isinstance(result, InterlockError):
-                return self._begin_failed(jobs, ids, tally, rows, result, now)
+                calls = [self._call(request, sink, next(ids), tally, None) for request, sink in jobs]
+                return self._go_on(calls, rows, result, now)
             tally.all_ok([request.received_s for request, _ in jobs], now, ended_s)
             outputs = Outputs(result, each_one_row=rows == len(jobs))
-            deliver(jobs, ids, self.version.model, self.version.number, outputs)
+            model, number, start = self.version.model, self.version.number, 0
+            for request, sink in jobs:
+                stop = start + request.rows
+                sink.done(Response(next(ids), model, number, outputs, start, stop))
+                start = stop
             return []
         finally:
             self._awake = False
             if batcher.waiting_items or batcher.retrying:
                 self._step()
 
-    def _run_now(
-        self, jobs: Sequence[tuple[Request, Sink]], rows: int, tally: Tally
-    ) -> Tensors | InterlockError:
-        """The outputs of jobs as one batch, held to the signature, or why there are none."""
-        try:
-            inputs = join([request.inputs for request, _ in jobs], self._dtypes)
-        except Exception as error:  # no input that the wire let through may end the step
-            return InvalidRequest(f"the inputs cannot be joined: {error}")
+    def _run_now(self, inputs: list[Inputs], rows: int, tally: Tally) -> Tensors | InterlockError:
+        """The outputs of requests as one batch, held to the signature, or why there are none."""
+        joined = self._joined(inputs)
+        if isinstance(joined, InterlockError):
+            return joined
         ended: list[tuple[Tensors | InterlockError, float]] = []
         if self._crumb is not None:
-            self._crumb(self.version.key, len(jobs))
-        self.place.run(inputs, None, len(jobs), inf, lambda *outcome: ended.append(outcome))
+            self._crumb(self.version.key, len(inputs))
+        self.place.run(joined, None, len(inputs), inf, lambda *outcome: ended.append(outcome))
         if self._crumb is not None:
             self._crumb("", 0)
-        result, compute_s = ended[0]
-        if isinstance(result, InterlockError):
-            return result
-        self._latency.learn(rows, compute_s)
-        tally.batch(rows, compute_s)
-        return self._expected.wrong(result, None, rows) or result
+        return self._judged(*ended[0], rows, None, tally)
 
-    def _begin_failed(
-        self,
-        jobs: Sequence[tuple[Request, Sink]],
-        ids: Iterator[bytes],
-        tally: Tally,
-        rows: int,
-        error: InterlockError,
-        began_s: float,
-    ) -> list[Ticket | None]:
+    def _go_on(self, calls: list[Call], rows: int, error: InterlockError, began_s: float) -> list[Call]:
         """Go on with a batch that failed at once as if it had been taken from the queue."""
-        calls: list[Item] = []
-        for request, sink in jobs:
-            call = self._call(request, sink, next(ids), tally, None)
+        for call in calls:
             call.running = True
-            calls.append(call)
         self.outstanding += len(calls)
-        batch = Batch(calls, rows)
+        batch: Batch[Item] = Batch([*calls], rows)
         batch.started_s = began_s
         self._settle_failed(batch, error, monotonic())
-        return [call for call in calls if isinstance(call, Call)]
+        return calls
+
+    def _joined(self, inputs: list[Inputs]) -> Tensors | InvalidRequest:
+        try:
+            return join(inputs, self._dtypes)
+        except Exception as error:  # no input that the wire let through may end the step
+            return InvalidRequest(f"the inputs cannot be joined: {error}")
+
+    def _judged(
+        self,
+        result: Tensors | InterlockError,
+        compute_s: float,
+        rows: int,
+        wanted: tuple[str, ...] | None,
+        tally: Tally,
+    ) -> Tensors | InterlockError:
+        """What a batch gave, counted, learned from, and held to the signature."""
+        if isinstance(result, InterlockError):
+            return result
+        self._latency.learn(max(1, rows), compute_s)
+        tally.batch(rows, compute_s)
+        return self._expected.wrong(result, wanted, rows) or result
 
     def step(self) -> None:
         """Run what can run now; for whoever called `start`, when it has no more to bring."""
@@ -315,10 +307,9 @@ class Lane:
         items = batch.items
         batch.started_s = now
         first = items[0]
-        try:
-            inputs = join([item.inputs for item in items], self._dtypes)
-        except Exception as error:  # no input that the wire let through may end the step
-            self._settle_failed(batch, InvalidRequest(f"the inputs cannot be joined: {error}"), now)
+        inputs = self._joined([item.inputs for item in items])
+        if isinstance(inputs, InterlockError):
+            self._settle_failed(batch, inputs, now)
             return
         request = first.request if isinstance(first, Call) else first.call.request
         # One that is alone because its batch failed is a suspect: its neighbours wait behind it.
@@ -343,18 +334,13 @@ class Lane:
             self._crumb("", 0)
         del self._running[batch]
         now = monotonic()
+        first = batch.items[0]
+        call = first if isinstance(first, Call) else first.call
+        result = self._judged(result, compute_s, batch.rows, call.request.outputs, call.tally)
         if isinstance(result, InterlockError):
             self._settle_failed(batch, result, now)
         else:
-            self._latency.learn(max(1, batch.rows), compute_s)
-            first = batch.items[0]
-            call = first if isinstance(first, Call) else first.call
-            call.tally.batch(batch.rows, compute_s)
-            wrong = self._expected.wrong(result, call.request.outputs, batch.rows)
-            if wrong is None:
-                self._settle(batch, result, now)
-            else:
-                self._settle_failed(batch, wrong, now)
+            self._settle(batch, result, now)
         if not self._awake and (self._batcher.waiting_items or self._batcher.retrying):
             self._awake = True
             self._loop.call_soon(self._step)

@@ -15,16 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from interlock.core.model import ModelSettings, Version
-from interlock.core.request import (
-    PRIORITY_COPY,
-    Deliver,
-    Request,
-    Response,
-    Sink,
-    SinkT,
-    Ticket,
-    done_each,
-)
+from interlock.core.request import PRIORITY_COPY, Request, Response, Sink, Ticket
 from interlock.core.route import Arm, Mirror, unit_position
 from interlock.serving.agreement import Agreement, Answers
 from interlock.serving.block import BAD, BETTER, DROPPED, FASTER, GOOD, SLOWER, WORSE, Slot
@@ -120,7 +111,7 @@ class Mirrored:
         self._other = other
         self._ids = client.ids
         self._share = share
-        self._salt = f"{salt}:mirror"[-64:]
+        self._salt = f"{salt}:mirror"
         self._draw = draw
         self._ratio = mirror.latency_ratio
         self._copy_id = copy_id
@@ -143,13 +134,8 @@ class Mirrored:
 
     # --- what the wire calls ---
 
-    def submit(
-        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT] = done_each
-    ) -> Sequence[Ticket | None]:
-        """Begin what one turn of the loop brought, as `Target.submit` does; copies begin in the next turn.
-
-        `deliver` is not used: a pair needs to hear of its own answer.
-        """
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
+        """Begin what one turn of the loop brought, as `Target.submit` does; copies begin in the next turn."""
         share, shielded = self._share, self.shielded
         pairs: list[tuple[int, Pair]] = []
         own: list[tuple[Request, Sink]] = []

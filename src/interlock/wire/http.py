@@ -14,7 +14,7 @@ from time import monotonic
 
 from interlock.wire.access_log import AccessLog
 from interlock.wire.http_connection import Connection
-from interlock.wire.http_exchange import DONE, App, Exchange, ResponseStream, respond_all, status_start
+from interlock.wire.http_exchange import DONE, App, Exchange, ResponseStream, status_start
 from interlock.wire.http_head import Head, HeadReader, Refusal
 from interlock.wire.http_limits import Counts, HttpLimits
 
@@ -29,7 +29,6 @@ __all__ = [
     "Refusal",
     "ResponseStream",
     "new_loop",
-    "respond_all",
 ]
 
 _LOG = logging.getLogger("interlock.wire")

@@ -4,7 +4,7 @@ Everything here belongs to the loop of its connection: no call may come from ano
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -161,31 +161,6 @@ class Exchange(msgspec.Struct, eq=False):
             self.link.transport.write(buffers[0])
         else:
             self.link.transport.writelines(buffers)
-
-
-def respond_all(answers: Iterable[tuple[Exchange, bytes, bytes]]) -> None:
-    """`respond` with 200 to several exchanges of one server: headers and body of each. 0.35 us less for each
-    than one by one."""
-    line: bytes | None = None
-    for exchange, headers, body in answers:
-        link = exchange.link
-        if line is None:
-            line = link.lines.get(200)
-        size = len(body)
-        if line is None or size >= 2048 or exchange.state or not exchange.is_plain:
-            exchange.respond(200, headers, body)
-            continue
-        exchange.state = DONE
-        data = b"".join((line, _SIZES[size], headers, b"\r\n", body))
-        queue = link.queue
-        if not queue or queue[0] is not exchange:
-            exchange.held = [data]
-            continue
-        link.transport.write(data)
-        if len(queue) == 1 and not link.hold:
-            queue.clear()
-        else:
-            link.settle(exchange)
 
 
 class ResponseStream:

@@ -2,7 +2,7 @@
 repository, statistics, configuration.
 
 The infer path has no coroutine: `handle` reads the messages and submits them; a `v2_call.Call` is the sink of
-each, and `v2_call.deliver` answers those together that were run together.
+each, and answers it.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from interlock.wire.headers import (
     trace_line,
 )
 from interlock.wire.http import Exchange, Head, Refusal
-from interlock.wire.v2_call import Call, deliver, schedule
+from interlock.wire.v2_call import Call, schedule
 from interlock.wire.v2_paths import POSTS, READS, Action, Ask, understand
 from interlock.wire.v2_serving import Infer, Target
 
@@ -196,7 +196,7 @@ class V2:
             )
             jobs.append((request, Call(exchange, target, answer, client_id, facts.trace)))
         for target, jobs in by_target.items():
-            tickets = target.submit(jobs, deliver) if jobs else ()
+            tickets = target.submit(jobs) if jobs else ()
             if not tickets:
                 continue  # all are answered
             for ticket, (_, call) in zip(tickets, jobs, strict=True):

@@ -1,7 +1,6 @@
 """Owns the answer to one infer request of V2, and what its own parameters say of when it is wanted."""
 
 import logging
-from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -9,10 +8,10 @@ import msgspec
 from interlock.codec.v2answer import Answer
 from interlock.codec.v2json import Parameters
 from interlock.core.errors import DeadlineInvalid, InterlockError, InvalidRequest, ModelFailed
-from interlock.core.request import PRIORITY_HIGH, PRIORITY_NORMAL, Outputs, Request, Response, done_each
+from interlock.core.request import PRIORITY_HIGH, PRIORITY_NORMAL, Response
 from interlock.wire.failure import JSON, answer_failure
 from interlock.wire.headers import JSON_LENGTH, REQUEST_ID
-from interlock.wire.http import Exchange, respond_all
+from interlock.wire.http import Exchange
 
 _LOG = logging.getLogger("interlock.wire")
 _ID = REQUEST_ID + b": "
@@ -95,28 +94,6 @@ class Call(msgspec.Struct, eq=False):
                 f"the outputs of model '{response.model}' cannot be encoded: {type(error).__name__}"
             )
         answer_failure(exchange, error, response.request_id, self.trace)
-
-
-def deliver(
-    jobs: Sequence[tuple[Request, Call]], ids: Iterator[bytes], model: str, version: str, outputs: Outputs
-) -> None:
-    """The `Deliver` of V2: those that ask for the same in JSON, one row each, are answered in one go."""
-    answer = jobs[0][1].answer
-    rows = answer.rows(outputs, version)
-    if rows is None:
-        done_each(jobs, ids, model, version, outputs)
-        return
-    answers: list[tuple[Exchange, bytes, bytes]] = []
-    try:
-        for at, ((_, call), request_id) in enumerate(zip(jobs, ids, strict=False)):
-            exchange = call.exchange
-            if call.answer is answer and call.client_id is None and exchange is not None:
-                call.exchange = None
-                answers.append((exchange, b"%b%b\r\n%b" % (_JSON_AND_ID, request_id, call.trace), rows[at]))
-            else:
-                call.done(Response(request_id, model, version, outputs, at, at + 1))
-    finally:
-        respond_all(answers)
 
 
 def schedule(

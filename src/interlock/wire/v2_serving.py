@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 from interlock.core.errors import Unavailable
 from interlock.core.letters import VersionStatus
 from interlock.core.model import ModelSettings, Version
-from interlock.core.request import Deliver, Request, SinkT, Ticket
+from interlock.core.request import Request, Sink, Ticket
 from interlock.core.state import ArmCounts, ArmKey
 
 
@@ -24,9 +24,7 @@ class Target(Protocol):
     def version(self) -> Version: ...
     @property
     def settings(self) -> ModelSettings: ...
-    def submit(
-        self, jobs: Sequence[tuple[Request, SinkT]], deliver: Deliver[SinkT]
-    ) -> Sequence[Ticket | None]: ...
+    def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]: ...
     def invalid(self, received_s: float) -> None: ...
     def unsent(self, received_s: float) -> bool: ...
 
