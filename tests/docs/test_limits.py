@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from interlock.app.processes import Limits
+from interlock.codec.raw import MOST_TEXTS
 from interlock.core.model import Capabilities, ModelSettings
 from interlock.core.settings import MAX_WORKERS, NodeConfig
 from interlock.operations.access import MIN_TOKEN
@@ -19,6 +20,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 SAID = {
     "body of a request": f"{NODE.max_body_bytes // MIB} MiB",
     "JSON in a request": f"{NODE.max_json_bytes // MIB} MiB",
+    "elements of one binary BYTES": f"{MOST_TEXTS:,}",
     "request line and headers": (
         f"{HTTP.max_header_bytes // KIB} KiB, {HTTP.max_headers} lines, then 431; "
         f"the target {HTTP.max_url_bytes // KIB} KiB"

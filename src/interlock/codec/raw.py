@@ -8,7 +8,13 @@ import sys
 
 import numpy as np
 
-from interlock.core.errors import ConfigError, DatatypeMismatch, OutputMismatch, ShapeMismatch
+from interlock.core.errors import (
+    ConfigError,
+    DatatypeMismatch,
+    OutputMismatch,
+    RequestTooLarge,
+    ShapeMismatch,
+)
 from interlock.core.model import DATATYPES, Array
 
 if sys.byteorder != "little":
@@ -18,6 +24,10 @@ ITEM_BYTES: dict[str, int] = {
     name: 2 if name == "BF16" else dtype.itemsize for name, dtype in DATATYPES.items() if name != "BYTES"
 }
 """Bytes of one element on the wire; BYTES has no fixed size."""
+
+MOST_TEXTS = 2**20
+"""Elements of one BYTES tensor. They are taken apart one by one on the loop, 0.7 us each: without a bound, 60
+MiB of short strings would hold it for longer than a worker may be silent."""
 
 _LENGTH = struct.Struct("<I")
 _UINT16 = np.dtype(np.uint16)
@@ -30,7 +40,8 @@ def unpack(name: str, datatype: str, shape: tuple[int, ...], count: int, data: m
 
     The result shares memory with `data` (and is then read-only) where the layout permits; BYTES elements
     are `bytes` objects.
-    Raises: ShapeMismatch if `data` has another length than the shape needs; DatatypeMismatch.
+    Raises: ShapeMismatch if `data` has another length than the shape needs; DatatypeMismatch;
+    RequestTooLarge.
     """
     if datatype == "BYTES":
         return _unpack_bytes(name, shape, count, data)
@@ -58,6 +69,11 @@ def _unpack_bytes(name: str, shape: tuple[int, ...], count: int, data: memoryvie
         raise ShapeMismatch(
             f"input '{name}': {size} bytes of binary data cannot hold the {count} elements of shape"
             f" {list(shape)}: each takes its length in 4 bytes, then its bytes"
+        )
+    if count > MOST_TEXTS:
+        raise RequestTooLarge(
+            f"input '{name}': {count} BYTES elements in one tensor; the limit is {MOST_TEXTS}: send fewer"
+            f" rows"
         )
     array = np.empty(count, np.object_)
     at = 0
