@@ -11,8 +11,8 @@ from hypothesis import settings
 # No wall-clock deadline per example: on a busy machine it fails for the neighbour's sake. pytest's holds.
 # In CI the examples are the same each time, so that whether a change lands is not left to chance.
 settings.register_profile("interlock", deadline=None, print_blob=True, derandomize="CI" in os.environ)
-# `make check` asks for a tenth of the examples; `make test` runs them all.
-settings.register_profile("quick", settings.get_profile("interlock"), max_examples=10)
+# `make check` asks for a fifth of the examples; `make test` runs them all.
+settings.register_profile("quick", settings.get_profile("interlock"), max_examples=20)
 settings.load_profile("interlock")
 
 # Programs that tests run under another environment's interpreter: ours cannot import them.

@@ -9,6 +9,6 @@ FULL = 100
 def examples(number: int) -> int:
     """The share of `number` that the profile in force asks for, at least one.
 
-    `settings(max_examples=examples(500))` is 500 examples in `make test` and 50 in `make check`.
+    `settings(max_examples=examples(500))` is 500 examples in `make test` and 100 in `make check`.
     """
     return max(number * settings().max_examples // FULL, 1)
