@@ -1,7 +1,9 @@
 """Owns the control process, `python -m interlock.app.control ARGS`: letters, the rollout loop, the admin API.
 
 It may be killed at any moment: all that it decides is in the ledger before anybody hears of it, and workers
-serve on without it. MLflow is imported after the admin port answers, in a thread, as it takes seconds.
+serve on without it. MLflow is imported after the admin port answers, in a thread, as it takes seconds. The
+ledger is asked meanwhile, so what changes how SQLAlchemy builds a query is imported first, by `sqlalchemy.orm`:
+imported by MLflow, it is half there for some milliseconds, and the queries of these fail.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import sqlalchemy.orm  # noqa: F401  see the docstring
 import uvicorn
 
 from interlock.api.app import AdminDeps, create_app
