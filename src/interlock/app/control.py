@@ -2,8 +2,8 @@
 
 It may be killed at any moment: all that it decides is in the ledger before anybody hears of it, and workers
 serve on without it. MLflow is imported after the admin port answers, in a thread, as it takes seconds. The
-ledger is asked meanwhile, so what changes how SQLAlchemy builds a query is imported first, by `sqlalchemy.orm`:
-imported by MLflow, it is half there for some milliseconds, and the queries of these fail.
+ledger is asked meanwhile, so what changes how SQLAlchemy builds a query is imported before the thread starts,
+by `sqlalchemy.orm`: while MLflow imported it, it was half there for some milliseconds, and a query failed.
 """
 
 import asyncio
