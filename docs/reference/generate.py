@@ -99,8 +99,8 @@ On port 8002 of the node, next to the metrics. `GET /api/openapi.json` describes
 |---|---|
 {rows}
 A release or a rollback is answered with `202` and its row; it goes on, so follow it at `/api/releases/{{id}}`
-until its `state` is `done`, `failed` or `superseded`. A canary may also stop in `paused`, where it waits for
-a person: `resume`, `promote` or `abort`.
+until its `state` is `done`, `passed` (a shadow), `failed` or `superseded`.
+A canary may also stop in `paused`, where it waits for a person: `resume`, `promote` or `abort`.
 
 ## The body of a release
 
@@ -114,7 +114,7 @@ Empty, it asks for the newest version, all at once. Else it is an object, in whi
   taken; both are answered with 400.
 - `strategy` is {strategies}. The default is `{default}`, and that of the command is a canary: the body
   `{{"version": "2"}}` gives version 2 all requests at once, `interlock release iris 2` a share of them.
-- `policy` is for `canary` alone: how the candidate is tried. These are its fields and their defaults;
+- `policy` is for `canary` and `shadow`: how the candidate is tried. These are its fields and their defaults;
   `/api/openapi.json` says what each means (`Policy`), and most are options of `interlock release`
   ([cli.md](cli.md)).
 

@@ -7,7 +7,8 @@ from click.testing import CliRunner, Result
 
 from interlock.cli.main import cli
 from interlock.registry.rows import ReleaseState
-from interlock.rollout.plan import Prepare, Snapshot, Switch, as_record
+from interlock.rollout.plan import Prepare, Switch, as_record
+from interlock.rollout.snapshot import Snapshot
 from tests.operations.homes import a_home
 
 

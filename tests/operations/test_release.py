@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -142,7 +143,7 @@ def test_a_canary_has_its_policy_and_only_one_release_of_a_model_is_under_way(ct
     with pytest.raises(ReleaseRefused, match="version 1 of 'iris' is live already"):
         release.release_canary(ctx, "iris", "1")
     row = release.release_canary(ctx, "iris", "2", Policy(budget=7))
-    assert (row.strategy, row.policy) == (CANARY, Policy(budget=7))
+    assert row.policy is not None and (row.strategy, row.policy.budget) == (CANARY, 7.0)
     ramp(ctx, row)
     with pytest.raises(ReleaseRefused, match=rf"release {row.id} of 'iris' \(version 2\) is still ramping"):
         release.release_canary(ctx, "iris", "3")
@@ -162,7 +163,8 @@ def test_a_canary_is_paused_resumed_with_another_budget_and_promoted(ctx: Contex
         release.resume(ctx, "iris", budget=0)
     resumed = release.resume(ctx, "iris", budget=200)
     assert (resumed.state, resumed.resumed_epoch, resumed.weight) == (ReleaseState.RAMPING, 1, 0.05)
-    assert resumed.policy == Policy(budget=200) and resumed.resumed_s is not None
+    assert resumed.policy is not None and row.policy is not None and resumed.resumed_s is not None
+    assert resumed.policy == msgspec.structs.replace(row.policy, budget=200.0)
     assert release.promote(ctx, "iris").state is ReleaseState.SWITCHING
     assert ctx.ledger.release(row.id).reason == "promoted by hand"
 

@@ -123,6 +123,7 @@ def test_only_legal_steps(ledger: Ledger, state: ReleaseState, wanted: ReleaseSt
         ReleaseState.PREPARING: STEPS[:1],
         ReleaseState.RAMPING: ramping,
         ReleaseState.PAUSED: (*ramping, ReleaseState.PAUSED),
+        ReleaseState.PASSED: (*ramping, ReleaseState.PASSED),
         ReleaseState.ROLLING_BACK: (*ramping, ReleaseState.ROLLING_BACK),
         ReleaseState.SWITCHING: STEPS[:2],
         ReleaseState.KEEPING: (*STEPS[:2], ReleaseState.KEEPING),

@@ -24,13 +24,11 @@ from interlock.rollout.plan import (
     Hold,
     Pause,
     Promote,
-    RampView,
     RollBack,
-    Snapshot,
     Weight,
-    WorkerView,
     next_action,
 )
+from interlock.rollout.snapshot import RampView, Snapshot, WorkerView
 from interlock.rollout.tally import next_cuts, tally
 
 DIGEST = "sha256:" + "b" * 64

@@ -9,18 +9,8 @@ import pytest
 
 from interlock.core.policy import Policy, Undecided, Unit
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
-from interlock.rollout.plan import (
-    CANARY,
-    Fail,
-    Finish,
-    Hold,
-    Keep,
-    Pause,
-    RollBack,
-    Snapshot,
-    Weight,
-    next_action,
-)
+from interlock.rollout.plan import CANARY, Fail, Finish, Hold, Keep, Pause, RollBack, Weight, next_action
+from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import ArmTally, EpochTally
 from tests.rollout.canaries import START_S, Canary, Ended, constant
 

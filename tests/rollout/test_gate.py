@@ -10,7 +10,8 @@ from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram
 from interlock.core.verdict import Verdict
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
-from interlock.rollout.gate import Judgement, Kind, Load, as_findings, judge, projection
+from interlock.rollout.gate import Load, judge, projection
+from interlock.rollout.judgement import Judgement, Kind, as_findings
 from interlock.rollout.tally import OBJECTIVE, ArmTally, EpochTally, arm_tally, next_cuts, tally
 
 CUT = Cut(0.95, BOUNDS_S[40], BOUNDS_S[41])
@@ -188,7 +189,8 @@ def test_cuts_come_from_what_the_incumbent_did_and_from_nobody_else() -> None:
 def test_the_objective_is_what_must_be_proved_where_there_is_one() -> None:
     both = (CUT, Cut(OBJECTIVE, BOUNDS_S[50], BOUNDS_S[50]))
     sides = [ArmTally(3000, 0, 3000, 3000, (slow, 0)) for slow in (150, 165)]
-    judgement = judge([EpochTally(1, 0.5, both, 0.0, *sides)], Policy(objective_s=0.05))
+    epoch = EpochTally(1, 0.5, both, 0.0, incumbent=sides[0], candidate=sides[1])
+    judgement = judge([epoch], Policy(objective_s=0.05))
     assert judgement.proved
     assert [g.name for g in judgement.gates if g.kind is Kind.ALARM] == [
         "errors",

@@ -7,19 +7,8 @@ from hypothesis import strategies as st
 
 from interlock.core.letters import Report, VersionState, VersionStatus
 from interlock.registry.rows import ReleaseRow, ReleaseState
-from interlock.rollout.plan import (
-    Action,
-    Fail,
-    Finish,
-    Hold,
-    Limits,
-    Prepare,
-    Snapshot,
-    Switch,
-    WorkerView,
-    next_action,
-    view_of,
-)
+from interlock.rollout.plan import Action, Fail, Finish, Hold, Prepare, Switch, next_action
+from interlock.rollout.snapshot import Limits, Snapshot, WorkerView, view_of
 
 DIGEST = "sha256:" + "b" * 64
 LIMITS = Limits()

@@ -29,7 +29,7 @@ from interlock.serving.block import Block
 from interlock.serving.block_reader import read_block
 from interlock.serving.infer import Infer
 from interlock.serving.lane import Lane
-from interlock.serving.mirror import SHIELD_AFTER
+from interlock.serving.mirror import LEAST_LONGER_S, SHIELD_AFTER
 from interlock.serving.pair import Pair
 from tests.serving.fakes import FakeBatch, FakePlace, FakeSink, a_request, a_version
 from tests.serving.test_lane import FakeTimeLoop, tick
@@ -259,7 +259,11 @@ def test_a_client_that_leaves_takes_both_runs_along(rig: Rig, started: bool) -> 
 
 def test_a_batch_is_one_observation_of_its_time_and_only_equal_batches_compare(rig: Rig) -> None:
     rig.route(a_route(0.0, shadow=1.0, latency_ratio=1.5))
-    for rows, new_s, expected in ((3, 0.0016, (1, 0)), (3, 0.0014, (1, 1)), (1, 0.0015, (1, 1))):
+    for rows, new_s, expected in (
+        (3, 0.0017, (1, 0)),
+        (3, 0.0015, (1, 1)),
+        (1, 0.001 * 1.5 + LEAST_LONGER_S, (1, 1)),
+    ):
         rig.ask(*[1.0] * rows)
         rig.turn()
         rig.running(OLD)[0].end(compute_s=0.001)

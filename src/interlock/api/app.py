@@ -19,16 +19,16 @@ from interlock.api import schema
 from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, release_asked, resumption
 from interlock.api.guard import Guard, rules
 from interlock.api.problems import answer, problem
+from interlock.api.rollouts import KINDS, Looked, add_rollouts
 from interlock.core.errors import (
     Forbidden,
     InterlockError,
-    LedgerError,
-    NotFound,
     NotReady,
     ReleaseFailed,
 )
 from interlock.core.settings import NodeConfig
 from interlock.operations import release, status
+from interlock.operations.certificate import read_row
 from interlock.operations.context import Context
 from interlock.operations.discovery import read_token
 from interlock.operations.status import (
@@ -49,13 +49,15 @@ UNLOAD_WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class AdminDeps:
-    """What control hands to its API. `poke` wakes the rollout loop; `metrics_text` is the whole page."""
+    """What control hands to its API. `poke` wakes the rollout loop; `metrics_text` is the whole page;
+    `looked` is what the rollout loop saw last."""
 
     context: Context
     config: NodeConfig
     node_status: Callable[[], NodeStatus]
     metrics_text: Callable[[], bytes]
     poke: Callable[[], None]
+    looked: Looked = lambda: {}
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -111,6 +113,7 @@ def _app(deps: AdminDeps) -> FastAPI:
         redoc_url=None,
     )
     _reads(app, deps)
+    add_rollouts(app, deps.context, deps.looked)
     _changes(app, deps)
     _probes(app, deps)
     app.add_exception_handler(InterlockError, _on_error)
@@ -124,6 +127,7 @@ def _app(deps: AdminDeps) -> FastAPI:
         list[Event],
         list[ReleaseRow],
         list[Quarantine],
+        *KINDS,
     )
     described: list[dict[str, Any]] = []
 
@@ -183,12 +187,7 @@ def _reads(app: FastAPI, deps: AdminDeps) -> None:
     @app.get("/api/releases/{id}", responses=schema.returns(ReleaseRow, 400, 404, 500), tags=["releases"])
     def get_release(id: Annotated[int, Path(ge=1, le=2**62, description="The release.")]) -> Response:
         """One release and how it stands."""
-        try:
-            return _json(ctx.ledger.release(id))
-        except LedgerError as error:
-            if "no release" in error.message:
-                raise NotFound(error.message) from None
-            raise
+        return _json(read_row(ctx, id))
 
 
 def _changes(app: FastAPI, deps: AdminDeps) -> None:

@@ -31,11 +31,14 @@ from interlock.core.letters import Desired, Report, letters_socket
 from interlock.core.model import Version
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.export.prometheus import render
+from interlock.operations.certificate import leave_certificate
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import NodeStatus, ProcessStatus, join_children
+from interlock.registry.rows import ReleaseRow
 from interlock.rollout.loop import Node, RolloutLoop
+from interlock.rollout.plan import COMPARED
 from interlock.serving.counters import Block, abandoned, fold, read_all
 
 NICE = 10
@@ -51,6 +54,8 @@ FOLD_AFTER_S = 2.0
 """How long the block of a dead process stays: the supervisor and the workers read its breadcrumb first."""
 TIMED_RELEASES = 1000
 """How many of the newest releases the metrics hold."""
+CERTIFIED_RELEASES = 20
+"""How many of the newest releases a control that starts looks at for certificates that are missing."""
 
 
 class Control:
@@ -81,6 +86,7 @@ class Control:
             settle=lambda model: model_settings(app, model.name, model.settings),
             counts=lambda: read_all(self._run_folder),
             crashes=self._crashes,
+            on_end=self._certify,
         )
         self._leave = asyncio.Event()
 
@@ -95,6 +101,7 @@ class Control:
             self._event_loop.add_signal_handler(number, handler)
         self._event_loop.add_reader(self._args.lifeline_fd, self._on_lifeline)
         await self._server.start()
+        self.certify_missed()
         admin = self._admin()
         parts = [
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -126,6 +133,7 @@ class Control:
             node_status=self.node_status,
             metrics_text=self.metrics_text,
             poke=self._rollouts.poke,
+            looked=lambda: self._rollouts.looked,
         )
         return _AdminServer(
             uvicorn.Config(
@@ -170,6 +178,22 @@ class Control:
         """How often a version ended its process lately. From the thread of the rollout loop."""
         supervisor = self._reports.get("supervisor")
         return 0 if supervisor is None else supervisor.crashes.get(version.key, 0)
+
+    def _certify(self, row: ReleaseRow) -> None:
+        """From the thread of the rollout loop."""
+        try:
+            leave_certificate(self._context, row)
+        except (OSError, InterlockError) as error:
+            log.error(
+                "no certificate was left",
+                extra=logs.fields(release=row.id, model=row.model, error=str(error)),
+            )
+
+    def certify_missed(self) -> None:
+        """Leave the certificates that a control before this one was killed over."""
+        for row in self._context.ledger.releases(limit=CERTIFIED_RELEASES):
+            if row.state.finished and row.strategy in COMPARED:
+                self._certify(row)
 
     def _own_report(self, desired: Desired | None) -> Report:
         revision = -1 if desired is None else desired.revision

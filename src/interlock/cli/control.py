@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from interlock.cli.http import TIMEOUT_S, call, error_of
-from interlock.core.errors import InterlockError
+from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.core.policy import Policy
 from interlock.operations.discovery import find_node, read_token
 from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
@@ -21,6 +21,8 @@ from interlock.registry.rows import Event, ReleaseRow
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
+    from interlock.rollout.certificate import Certificate
+    from interlock.rollout.view import RolloutView
 
 T = TypeVar("T")
 Step = Literal["pause", "promote", "abort"]
@@ -39,11 +41,14 @@ class Control(Protocol):
     def quarantine(self) -> list[Quarantine]: ...
     def release(self, name: str, selector: str | None) -> ReleaseRow: ...
     def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow: ...
+    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow: ...
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow: ...
     def rollback(self, name: str) -> ReleaseRow: ...
     def step(self, name: str, step: Step) -> ReleaseRow: ...
     def resume(self, name: str, budget: float | None) -> ReleaseRow: ...
     def read_release(self, release_id: int) -> ReleaseRow: ...
+    def rollout(self, name: str) -> RolloutView: ...
+    def certificate(self, release_id: int) -> Certificate: ...
 
 
 @contextmanager
@@ -123,6 +128,9 @@ class AdminControl:
     def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
         return self._release(name, selector, strategy="canary", policy=policy)
 
+    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+        return self._release(name, selector, strategy="shadow", policy=policy)
+
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         return self._release(name, selector, strategy="blue-green", keep_s=keep_s)
 
@@ -142,6 +150,16 @@ class AdminControl:
     def resume(self, name: str, budget: float | None) -> ReleaseRow:
         path = f"/api/models/{quote(name, safe='')}/resume"
         return self._ask("POST", path, ReleaseRow, {} if budget is None else {"budget": budget})
+
+    def rollout(self, name: str) -> RolloutView:
+        from interlock.rollout.view import RolloutView
+
+        return self._ask("GET", f"/api/models/{quote(name, safe='')}/rollout", RolloutView)
+
+    def certificate(self, release_id: int) -> Certificate:
+        from interlock.rollout.certificate import Certificate
+
+        return self._ask("GET", f"/api/releases/{release_id}/certificate", Certificate)
 
     def read_release(self, release_id: int) -> ReleaseRow:
         return self._ask("GET", f"/api/releases/{release_id}", ReleaseRow)
@@ -200,6 +218,11 @@ class HomeControl:
 
         return release.release_canary(self._context, name, selector, policy)
 
+    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.release_shadow(self._context, name, selector, policy)
+
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         from interlock.operations import release
 
@@ -220,6 +243,14 @@ class HomeControl:
         from interlock.operations import release
 
         return release.resume(self._context, name, budget)
+
+    def rollout(self, name: str) -> RolloutView:
+        raise NodeUnreachable(f"no node runs in {self._context.home}, so no release of {name!r} goes on")
+
+    def certificate(self, release_id: int) -> Certificate:
+        from interlock.operations.certificate import certificate
+
+        return certificate(self._context, release_id)
 
     def read_release(self, release_id: int) -> ReleaseRow:
         return self._context.ledger.release(release_id)

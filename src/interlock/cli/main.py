@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("release", "Let a paused canary go on."),
     "promote": ("release", "Give a canary all requests."),
     "abort": ("release", "End the release that is under way."),
+    "watch": ("watch", "Show a release as it goes on."),
+    "certificate": ("replay", "Show what a release by evidence proved."),
     "replay": ("replay", "Decide a release again, from what was seen."),
     "rollback": ("release", "Go back to the version that was live before."),
     "events": ("models", "Show what happened."),

@@ -31,9 +31,10 @@ _DEFAULTS = Policy()
 
 
 def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
-    """An option of the policy of a canary."""
+    """An option of the policy of a canary or a shadow."""
     default = getattr(_DEFAULTS, key)
-    return click.option(flag, key, default=None, help=f"{words} [default: {default}]", **options)
+    shown = "where both versions can run one request" if default is None else default
+    return click.option(flag, key, default=None, help=f"{words} [default: {shown}]", **options)
 
 
 @click.command(
@@ -44,6 +45,9 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
 @click.argument("version", required=False)
 @click.option(
     "--canary", "strategy", flag_value="canary", help="By evidence, on a growing share (the default)."
+)
+@click.option(
+    "--shadow", "strategy", flag_value="shadow", help="On copies only: says whether it would do; never live."
 )
 @click.option(
     "--now", "strategy", flag_value="now", help="All requests at once, when it has passed its checks."
@@ -65,6 +69,15 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     type=click.Choice(GUARDRAILS),
     help="What may stop it; repeat it for several. [default: all]",
 )
+@_rule("--shadow-share", "shadow", "Of requests copied to it before it answers any; 0 to 1.", type=float)
+@_rule("--reverse-share", "reverse", "Of its requests copied to the live version; 0 to 1.", type=float)
+@_rule("--shield/--no-shield", "shielded", "Answer by the live version where it fails.", is_flag=True)
+@click.option(
+    "--most-disagreement",
+    type=float,
+    metavar="SHARE",
+    help="Of the answers of both that may differ; 1: all. [default: 0.2 of labels]",
+)
 @_rule("--unit", "unit", "Who sticks to a version.", type=click.Choice([unit.value for unit in Unit]))
 @_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
 @_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
@@ -82,6 +95,7 @@ def release(
     strategy: str | None,
     keep_s: float | None,
     objective_ms: float | None,
+    most_disagreement: float | None,
     guardrails: tuple[str, ...],
     wait: bool | None,
     timeout_s: float,
@@ -93,9 +107,10 @@ def release(
     """Put a version live: by number, by @alias, or the newest.
 
     The new version is loaded beside the old one, warmed up and checked; no request fails for it, and if
-    anything goes wrong, the old version stays. A canary then answers a share of the requests that grows as
-    the evidence does, until it is promoted or rolled back by itself; where no version is live yet, it gets
-    all requests at once. Without a running node the release waits for the next one.
+    anything goes wrong, the old version stays. A canary first runs copies of requests, whose answers nobody
+    gets, then answers a share that grows as the evidence does, until it is promoted or rolled back by itself;
+    where no version is live yet, it gets all requests at once. Without a running node the release waits for
+    the next one.
     """
     from interlock.cli.control import open_control
 
@@ -105,16 +120,20 @@ def release(
         given["objective_s"] = objective_ms / 1e3
     if guardrails:
         given["guardrails"] = guardrails
-    if given and chosen != "canary":
+    if most_disagreement is not None:
+        given["most_disagreement"] = most_disagreement
+    if given and chosen not in ("canary", "shadow"):
         options = ", ".join(sorted(given))
         raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
-    if keep_s is not None and chosen == "now":
-        raise click.UsageError("--keep: with --now the old version leaves at once; want --blue-green --keep")
+    if keep_s is not None and chosen in ("now", "shadow"):
+        raise click.UsageError(f"--keep: nothing is kept with --{chosen}; want --blue-green --keep")
     with open_control(home, url) as control:
         if chosen == "now":
             row = control.release(name, version)
         elif chosen == "blue-green":
             row = control.release_blue_green(name, version, 300.0 if keep_s is None else keep_s)
+        elif chosen == "shadow":
+            row = control.release_shadow(name, version, msgspec.convert(given, Policy, strict=False))
         else:
             policy = msgspec.convert({**given, "keep_s": keep_s or 0.0}, Policy, strict=False)
             row = control.release_canary(name, version, policy)
@@ -211,6 +230,16 @@ def _finish(
         click.echo(
             f"release {row.id}: version {row.number} of {row.model} is requested; no node runs here, "
             "the next one that starts carries it out"
+        )
+    elif row.state is ReleaseState.PASSED:
+        click.echo(
+            f"version {row.number} of {row.model} passed as a shadow (release {row.id}): {row.reason}; "
+            f"release it with: interlock release {row.model} {row.number}"
+        )
+    elif row.state is ReleaseState.RAMPING and row.weight == 0.0:
+        click.echo(
+            f"release {row.id}: version {row.number} of {row.model} runs copies of the requests; see how it "
+            f"goes on: interlock events {row.model} --follow"
         )
     elif row.state is ReleaseState.RAMPING:
         click.echo(

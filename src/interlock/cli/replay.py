@@ -1,4 +1,4 @@
-"""The command that decides a release again, from what each decision saw."""
+"""The commands about what a release decided: deciding it again, and its certificate."""
 
 from pathlib import Path
 
@@ -9,6 +9,26 @@ from interlock.cli.main import Failure
 from interlock.cli.options import json_option, node_options
 
 PAGE = 1000
+
+
+@click.command(epilog="Examples: interlock certificate 7 > release-7.md  |  interlock certificate 7 --json")
+@click.argument("release", type=click.IntRange(min=1))
+@node_options
+@json_option
+def certificate(release: int, home: Path, url: str | None, as_json: bool) -> None:
+    """Show what a release by evidence compared, how it ended, and what that is worth, as Markdown.
+
+    It is derived from the event log; a node also leaves it in the home folder, under certificates/.
+    """
+    from interlock.cli.control import open_control
+    from interlock.rollout.certificate import as_markdown
+
+    with open_control(home, url) as control:
+        found = control.certificate(release)
+    if as_json:
+        show.as_json(found)
+    else:
+        click.echo(as_markdown(found), nl=False)
 
 
 @click.command(epilog="Example: interlock replay 7")

@@ -6,6 +6,7 @@ from math import isfinite
 import msgspec
 
 from interlock.core.errors import ConfigError
+from interlock.core.route import Range
 
 
 class Unit(StrEnum):
@@ -22,7 +23,7 @@ class Undecided(StrEnum):
     ROLL_BACK = "roll-back"
 
 
-GUARDRAILS = ("errors", "latency", "utilisation")
+GUARDRAILS = ("errors", "latency", "outputs", "utilisation")
 """What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
 
 
@@ -39,6 +40,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `most_utilisation`: of the node's workers, projected for the candidate at full weight; above it, it
     waits for a person. `keep_s`: how long the old version stays in memory after the new one answers
     everything.
+
+    `shadow`: the share of the requests of which the candidate runs a copy before it answers any; 0 begins
+    with answers. `reverse`: the share of the candidate's requests of which the incumbent runs a copy.
+    `shielded`: a client whom the candidate fails gets the incumbent's answer. `most_disagreement`: the share
+    of pairs whose answers may differ; 1 allows all. Left out, each is
+    settled when the release is asked for (`rollout/mirroring.py`): on where both versions can run one
+    request. `tolerance` and `ranges` say when answers differ and when they are unsound: `Mirror`.
     """
 
     budget: float = 50.0
@@ -53,6 +61,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     undecided: Undecided = Undecided.HOLD
     most_utilisation: float = 0.9
     keep_s: float = 0.0
+    shadow: float | None = None
+    reverse: float | None = None
+    shielded: bool | None = None
+    most_disagreement: float | None = None
+    tolerance: float = 1e-3
+    ranges: tuple[Range, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least, most in _BOUNDS:
@@ -62,6 +76,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unknown = [name for name in self.guardrails if name not in GUARDRAILS]
         if unknown:
             raise ConfigError(f"guardrails {unknown} of a release: want some of {', '.join(GUARDRAILS)}")
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether some requests are run by both versions and compared."""
+        return bool(self.shadow or self.reverse)
 
 
 _BOUNDS = (
@@ -74,4 +93,8 @@ _BOUNDS = (
     ("time_limit_s", 1.0, 1e8),
     ("most_utilisation", 0.01, 100.0),
     ("keep_s", 0.0, 1e7),
+    ("shadow", 0.0, 1.0),
+    ("reverse", 0.0, 1.0),
+    ("most_disagreement", 0.0001, 1.0),
+    ("tolerance", 0.0, 1e9),
 )

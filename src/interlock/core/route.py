@@ -50,7 +50,7 @@ class Mirror(msgspec.Struct, frozen=True):
     Answers agree when the first output of integers, booleans or strings is equal; where there is none, when
     each float output differs by at most `tolerance` * max(1, |incumbent's|). They are unsound where a float
     is not finite or a number lies outside of its range. The candidate counts as slower where its batch ran
-    longer than `latency_ratio` times the incumbent's (1.2: 20 % slower is still all right).
+    longer than `latency_ratio` times the incumbent's (1.2: 20 % slower is still all right) and 0.1 ms.
     """
 
     candidate: int

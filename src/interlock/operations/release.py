@@ -14,7 +14,8 @@ import msgspec
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused
 from interlock.core.policy import Policy
 from interlock.registry.rows import ReleaseRow, ReleaseState
-from interlock.rollout.plan import BLUE_GREEN, CANARY, NOW, ROLLBACK, policy_of
+from interlock.rollout.mirroring import settled
+from interlock.rollout.plan import BLUE_GREEN, CANARY, NOW, ROLLBACK, SHADOW, policy_of
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
@@ -42,23 +43,45 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
 
 
 def release_canary(ctx: Context, name: str, selector: str | None, policy: Policy | None = None) -> ReleaseRow:
-    """Ask that a version is tried on a share of a model's requests, and promoted or rolled back by evidence.
+    """Ask that a version is tried on copies of a model's requests, then on a share of them, and promoted or
+    rolled back by evidence.
 
     Where nothing is live there is nothing to compare with: all requests at once.
-    Raises: as `release_now`; ReleaseRefused also for the version that is live.
+    Raises: as `release_now`; ReleaseRefused also for the version that is live; ConfigError for a policy that
+    the two versions do not allow.
     """
+    return _compared(ctx, name, selector, CANARY, policy or Policy())
+
+
+def release_shadow(ctx: Context, name: str, selector: str | None, policy: Policy | None = None) -> ReleaseRow:
+    """Ask that a version runs copies of a model's requests, and say whether it could take its place: it ends
+    as passed or failed, and what is live stays so.
+
+    Raises: as `release_canary`; ReleaseRefused also where nothing is live.
+    """
+    return _compared(ctx, name, selector, SHADOW, policy or Policy())
+
+
+def _compared(ctx: Context, name: str, selector: str | None, strategy: str, policy: Policy) -> ReleaseRow:
     from interlock.operations.resolve import resolve
 
     version = resolve(ctx, name, selector)
     live = ctx.ledger.live(name)
+    if live is None and strategy == SHADOW:
+        raise ReleaseRefused(
+            f"no version of {name!r} is live, so there are no requests to copy; release one first: "
+            f"interlock release {name} {version.number} --now"
+        )
     if live is not None and live.number == version.number:
         raise ReleaseRefused(
-            f"version {version.number} of {name!r} is live already: a canary needs another version to "
+            f"version {version.number} of {name!r} is live already: a {strategy} needs another version to "
             f"compare it with; load it anew with: interlock release {name} {version.number} --now"
         )
+    incumbent = None if live is None else ctx.ledger.version(name, live.number)
+    policy = settled(policy, incumbent, version, answers=strategy != SHADOW)
     begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
     return ctx.ledger.request_release(
-        name, version.number, CANARY, ctx.now_s(), supersede=not begun, policy=policy or Policy()
+        name, version.number, strategy, ctx.now_s(), supersede=not begun, policy=policy
     )
 
 

@@ -10,7 +10,7 @@ from interlock.evidence.exceedance import Cut
 
 
 class ReleaseState(StrEnum):
-    """Where a release stands. DONE, FAILED and SUPERSEDED are final."""
+    """Where a release stands. DONE, PASSED (a shadow that proved itself), FAILED and SUPERSEDED are final."""
 
     REQUESTED = "requested"
     PREPARING = "preparing"
@@ -20,6 +20,7 @@ class ReleaseState(StrEnum):
     KEEPING = "keeping"
     ROLLING_BACK = "rolling_back"
     DONE = "done"
+    PASSED = "passed"
     FAILED = "failed"
     SUPERSEDED = "superseded"
 
@@ -37,6 +38,7 @@ NEXT_STATES: dict[ReleaseState, tuple[ReleaseState, ...]] = {
         ReleaseState.RAMPING,
         ReleaseState.PAUSED,
         ReleaseState.SWITCHING,
+        ReleaseState.PASSED,
         ReleaseState.ROLLING_BACK,
         ReleaseState.SUPERSEDED,
     ),
@@ -50,6 +52,7 @@ NEXT_STATES: dict[ReleaseState, tuple[ReleaseState, ...]] = {
     ReleaseState.KEEPING: (ReleaseState.DONE, ReleaseState.ROLLING_BACK, ReleaseState.SUPERSEDED),
     ReleaseState.ROLLING_BACK: _ENDS,
     ReleaseState.DONE: (),
+    ReleaseState.PASSED: (),
     ReleaseState.FAILED: (),
     ReleaseState.SUPERSEDED: (),
 }

@@ -9,6 +9,7 @@ from interlock.core.model import Model, Version
 from interlock.core.policy import Unit
 from interlock.core.route import Arm, Route, single
 from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.mirroring import mirror_of
 from interlock.rollout.tally import CANDIDATE, INCUMBENT
 
 
@@ -83,5 +84,6 @@ def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
             Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight),
             Arm(CANDIDATE, "candidate", begun.number, begun.weight),
         ),
+        mirror=None if begun.policy is None else mirror_of(begun.policy, begun.weight),
         sticky=begun.policy is not None and begun.policy.unit is Unit.HEADER,
     )

@@ -5,61 +5,33 @@ Alarm gates (errors; latency above p50, p95, p99 and the user's objective) share
 that reaches ln(K / alpha) rolls back. Promotion needs every promotion gate at ln(1 / alpha): errors within
 the margin, latency within the margin at the p95 or the objective. A sample-ratio mismatch holds, and so
 does a projected utilisation above its limit, which is an estimate and no test. What each null hypothesis
-is, and what is assumed: docs/explanation/evidence.md. Evidence of other kinds (pairs) is one more entry in
-the list of gates.
+is, and what is assumed: docs/explanation/evidence.md. Where both versions run the same requests, those of
+`paired_gates.py` join them, and the proof about errors is theirs.
 """
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
-from math import e as EULER
-from math import inf, log, log10
+from math import log
 
 import msgspec
 
-from interlock.core.finding import Finding
 from interlock.core.policy import Policy, Unit
-from interlock.core.verdict import Verdict, worst
+from interlock.core.verdict import Verdict
 from interlock.evidence import attribution, difference, ratio
 from interlock.evidence.combine import requests_needed
 from interlock.evidence.epochs import Epoch
 from interlock.evidence.exceedance import LEVELS
 from interlock.evidence.mixture import last_rejected, log_threshold
+from interlock.rollout import paired_gates
+from interlock.rollout.judgement import BUDGET_ALPHA, Gate, Judgement, Kind, alarm, as_log10
 from interlock.rollout.tally import OBJECTIVE, ArmTally, EpochTally
 
 PROVED_LEVEL = 0.95
 """The latency quantile that must be proved where the user names no objective."""
 MOST_EXCESS = {OBJECTIVE: 0.005, 0.5: 0.02, 0.95: 0.01}
 """So much more often than the incumbent a candidate within the margin may exceed its cut, by level."""
-BUDGET_ALPHA = 0.05
-"""Of the bound on the excess by which the harm budget is spent: it limits a trial and proves nothing."""
 LEAST_BATCHES = 30
 """Of the candidate, before its utilisation is projected."""
-_MOST_LOG10 = 999.0
 _END = 1.0 - 1e-9
-
-
-class Kind(StrEnum):
-    """What a gate can do: roll back, hold, or let through."""
-
-    ALARM = "alarm"
-    HOLD = "hold"
-    PROMOTION = "promotion"
-
-
-class Gate(msgspec.Struct, frozen=True):
-    """One gate. Evidence and threshold are powers of ten: at the threshold the gate speaks.
-
-    `requests_needed`: of a promotion gate, about how many more requests of the model at the present weight
-    and rates; None when it is not on its way.
-    """
-
-    name: str
-    kind: Kind
-    verdict: Verdict
-    log10_e: float
-    log10_threshold: float
-    message: str
-    requests_needed: float | None = None
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -71,41 +43,27 @@ class Load(msgspec.Struct, frozen=True):
     batch_s: dict[int, float] = {}
 
 
-class Judgement(msgspec.Struct, frozen=True):
-    """What all gates say. `rollback` and `hold` are reasons, "" for none; `proved` when every promotion
-    gate passed.
-
-    `excess_most`: the candidate's rate of bad answers less the incumbent's is at most this, at all looks
-    together (confidence 1 - `BUDGET_ALPHA`). `harm`: about how many more requests failed than the incumbent
-    would have failed. `requests_needed`: the greatest of the promotion gates'.
-    """
-
-    gates: tuple[Gate, ...]
-    rollback: str
-    hold: str
-    proved: bool
-    incumbent_requests: int
-    incumbent_bad: int
-    candidate_requests: int
-    candidate_bad: int
-    excess_most: float
-    harm: float
-    requests_needed: float | None
-
-    @property
-    def verdict(self) -> Verdict:
-        return worst(gate.verdict for gate in self.gates)
-
-
 def judge(
-    epochs: Sequence[EpochTally], policy: Policy, load: Load | None = None, ratio_since: int = 0
+    epochs: Sequence[EpochTally],
+    policy: Policy,
+    load: Load | None = None,
+    ratio_since: int = 0,
+    answers: bool = True,
 ) -> Judgement:
     """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
-    this number are no evidence of a mismatch any more, since a person has looked at it."""
+    this number are no evidence of a mismatch any more, since a person has looked at it. Not `answers`: a
+    shadow, of which only pairs tell."""
     asked = [Epoch(e.weight, e.incumbent.requests, e.candidate.requests) for e in epochs]
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
-    gates = [*_alarms(epochs, bad, policy), *_holds(epochs, policy, load, ratio_since)]
-    proofs = _proofs(epochs, asked, bad, policy)
+    threshold = log_threshold(policy.alpha, _number_of_alarms(policy))
+    gates = [*_alarms(epochs, bad, policy, threshold), *paired_gates.alarms(epochs, policy, threshold)]
+    if answers:
+        gates += _holds(epochs, policy, load, ratio_since)
+        proofs = _proofs(epochs, asked, bad, policy)
+    else:
+        gates.append(paired_gates.slow_shadow(epochs, policy))
+        proofs = [paired_gates.errors_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
+    pairs = paired_gates.total(epochs)
     stops = [gate.message for gate in gates if gate.kind is Kind.ALARM and gate.verdict is Verdict.FAIL]
     holds = [gate.message for gate in gates if gate.kind is Kind.HOLD and gate.verdict is Verdict.FAIL]
     needed = [gate.requests_needed for gate in proofs]
@@ -119,9 +77,12 @@ def judge(
         incumbent_bad=sum(e.incumbent.bad for e in epochs),
         candidate_requests=sum(e.candidate.requests for e in epochs),
         candidate_bad=sum(e.candidate.bad for e in epochs),
-        excess_most=excess_most(asked, bad, BUDGET_ALPHA),
-        harm=_harm(epochs),
+        excess_most=(
+            paired_gates.excess_most(pairs) if policy.is_paired else excess_most(asked, bad, BUDGET_ALPHA)
+        ),
+        harm=float(pairs.unshielded) if policy.shielded else _harm(epochs),
         requests_needed=max(known) if known and len(known) == len(needed) else None,
+        pairs=pairs,
     )
 
 
@@ -134,22 +95,6 @@ def excess_most(asked: Sequence[Epoch], bad: Sequence[Epoch], alpha: float) -> f
     return 1.0 if found is None else found
 
 
-def as_findings(judgement: Judgement, model: str, version: str, now_s: float) -> list[Finding]:
-    """What the gates found, in the form that incidents read."""
-    return [
-        Finding(
-            monitor=f"gate.{gate.kind}.{gate.name}",
-            model=model,
-            version=version,
-            verdict=gate.verdict,
-            message=gate.message,
-            time_s=now_s,
-            evidence={"log10_e": gate.log10_e, "log10_threshold": gate.log10_threshold},
-        )
-        for gate in judgement.gates
-    ]
-
-
 def level_name(level: float) -> str:
     """How people call the latency gate of a level.
 
@@ -159,14 +104,22 @@ def level_name(level: float) -> str:
     return "latency objective" if level == OBJECTIVE else f"latency p{level * 100:g}"
 
 
-def _alarms(epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy) -> list[Gate]:
-    levels = (*LEVELS, *([OBJECTIVE] if policy.objective_s is not None else []))
-    threshold = log_threshold(policy.alpha, 1 + len(levels))
+def _levels(policy: Policy) -> tuple[float, ...]:
+    return (*LEVELS, *([OBJECTIVE] if policy.objective_s is not None else []))
+
+
+def _number_of_alarms(policy: Policy) -> int:
+    return 1 + len(_levels(policy)) + paired_gates.number_of_alarms(policy)
+
+
+def _alarms(
+    epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy, threshold: float
+) -> list[Gate]:
     found = []
     if "errors" in policy.guardrails:
         words = f"bad answers: {_versus(epochs, _errors)}"
-        found.append(_alarm("errors", attribution.log_e_harm(bad), threshold, words))
-    for level in levels if "latency" in policy.guardrails else ():
+        found.append(alarm("errors", attribution.log_e_harm(bad), threshold, words))
+    for level in _levels(policy) if "latency" in policy.guardrails else ():
         at = [(e, k) for e in epochs for k, cut in enumerate(e.cuts) if cut.level == level]
         if at:
             slow = [Epoch(e.weight, e.incumbent.slow[k], e.candidate.slow[k]) for e, k in at]
@@ -176,15 +129,8 @@ def _alarms(epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy) 
                 f"({cut.candidate_s * 1e3:.3g} ms for the candidate): "
                 + _versus([e for e, _ in at], _slower_than([k for _, k in at]))
             )
-            found.append(_alarm(level_name(level), attribution.log_e_harm(slow), threshold, words))
+            found.append(alarm(level_name(level), attribution.log_e_harm(slow), threshold, words))
     return found
-
-
-def _alarm(name: str, log_e: float, threshold: float, words: str) -> Gate:
-    verdict = Verdict.FAIL if log_e >= threshold else Verdict.UNDECIDED
-    evidence, limit = _log10(log_e), _log10(threshold)
-    message = f"{name}: {words}; evidence 10^{evidence:.1f}, limit 10^{limit:.1f}"
-    return Gate(name, Kind.ALARM, verdict, evidence, limit, message)
 
 
 def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, ratio_since: int) -> list[Gate]:
@@ -196,10 +142,10 @@ def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, rati
         due = sum(e.weight * e.both for e in sent if e.is_informative)
         message = (
             f"sample ratio: the candidate was sent {got:g} requests, its weight says {due:.0f}; "
-            f"evidence 10^{_log10(log_e):.1f}, limit 10^{_log10(threshold):.1f}"
+            f"evidence 10^{as_log10(log_e):.1f}, limit 10^{as_log10(threshold):.1f}"
         )
         verdict = Verdict.FAIL if log_e >= threshold else Verdict.PASS
-        found.append(Gate("sample ratio", Kind.HOLD, verdict, _log10(log_e), _log10(threshold), message))
+        found.append(Gate("sample ratio", Kind.HOLD, verdict, as_log10(log_e), as_log10(threshold), message))
     if load is not None and "utilisation" in policy.guardrails:
         found.append(_utilisation(epochs, policy, load))
     return found
@@ -219,7 +165,7 @@ def _utilisation(epochs: Sequence[EpochTally], policy: Policy, load: Load) -> Ga
         f"so {projected:.0%} of {load.places} at full weight, limit {limit:.0%}"
     )
     # An estimate and no test: the scale is that of the share, so that it can be drawn beside the others.
-    return Gate(name, Kind.HOLD, verdict, _log10(log(max(projected, 1e-9))), _log10(log(limit)), message)
+    return Gate(name, Kind.HOLD, verdict, as_log10(log(max(projected, 1e-9))), as_log10(log(limit)), message)
 
 
 def projection(incumbent: ArmTally, candidate: ArmTally, load: Load) -> tuple[float, float]:
@@ -253,11 +199,17 @@ def _batch_s(profile: dict[int, float], rows: float) -> float:
 def _proofs(
     epochs: Sequence[EpochTally], asked: Sequence[Epoch], bad: Sequence[Epoch], policy: Policy
 ) -> list[Gate]:
-    errors = _proof("errors within margin", asked, bad, policy.margin, policy, _versus(epochs, _errors))
+    if policy.is_paired:
+        errors = paired_gates.errors_proof(epochs, policy)
+    else:
+        errors = _proof("errors within margin", asked, bad, policy.margin, policy, _versus(epochs, _errors))
+    if policy.unit is Unit.HEADER and policy.shadow:
+        # Answers of sticky units prove nothing about latency; their copies do.
+        return [errors, paired_gates.compute_proof(epochs, policy)]
     at = [(e, k) for e in epochs if (k := _proved_cut(e, policy)) is not None]
     if not at:
         words = "no latencies of the incumbent to compare with yet"
-        limit = _log10(log_threshold(policy.alpha))
+        limit = as_log10(log_threshold(policy.alpha))
         none = Gate("latency within margin", Kind.PROMOTION, Verdict.UNDECIDED, 0.0, limit, words)
         return [errors, none]
     timed = [Epoch(e.weight, e.incumbent.timed, e.candidate.timed) for e, _ in at]
@@ -279,17 +231,17 @@ def _proof(
             name,
             Kind.PROMOTION,
             Verdict.UNDECIDED,
-            _log10(log_e),
-            _log10(threshold),
+            as_log10(log_e),
+            as_log10(threshold),
             f"{name}: {words}; counts of requests prove nothing where units stick to an arm: promote by hand",
         )
     verdict = Verdict.PASS if log_e >= threshold else Verdict.UNDECIDED
     message = (
-        f"{name}: {words}, {margin:.2%} more is allowed; evidence 10^{_log10(log_e):.1f}, "
-        f"wanted 10^{_log10(threshold):.1f}"
+        f"{name}: {words}, {margin:.2%} more is allowed; evidence 10^{as_log10(log_e):.1f}, "
+        f"wanted 10^{as_log10(threshold):.1f}"
     )
     needed = requests_needed(_after(asked, bad, margin), threshold)
-    return Gate(name, Kind.PROMOTION, verdict, _log10(log_e), _log10(threshold), message, needed)
+    return Gate(name, Kind.PROMOTION, verdict, as_log10(log_e), as_log10(threshold), message, needed)
 
 
 def _after(asked: Sequence[Epoch], bad: Sequence[Epoch], margin: float) -> Callable[[float], float]:
@@ -351,10 +303,3 @@ def _versus(epochs: Sequence[EpochTally], of: Callable[[ArmTally, int], tuple[in
         bad, requests = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         words.append(f"{name} {bad:,} of {requests:,} ({bad / max(requests, 1):.2%})")
     return ", ".join(words)
-
-
-def _log10(ln: float) -> float:
-    """Bounded: JSON has no infinity."""
-    if ln in (inf, -inf):
-        return _MOST_LOG10 if ln > 0 else -_MOST_LOG10
-    return round(max(-_MOST_LOG10, min(ln * log10(EULER), _MOST_LOG10)), 4)

@@ -19,20 +19,17 @@ from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.gate import Load
 from interlock.rollout.plan import (
     BLUE_GREEN,
-    CANARY,
+    COMPARED,
     NEXT_STATE,
     Action,
     Hold,
-    Limits,
     Pause,
-    RampView,
-    Snapshot,
     Weight,
     as_record,
     next_action,
     policy_of,
-    view_of,
 )
+from interlock.rollout.snapshot import Limits, RampView, Snapshot, view_of
 from interlock.rollout.tally import next_cuts, sent_in_all, tally
 
 log = logging.getLogger("interlock.rollout")
@@ -65,7 +62,8 @@ class RolloutLoop:
     `reports` gives the latest Report of each connected process by its name; `publish` gets each new
     Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
     word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
-    process lately under the release that asks for it. `step` runs in a thread, one at a time, and calls
+    process lately under the release that asks for it. `on_end` gets each release by evidence that has ended
+    by a decision, after it is written down. `step` runs in a thread, one at a time, and calls
     them all from there.
     """
 
@@ -78,6 +76,7 @@ class RolloutLoop:
         settle: Callable[[Model], ModelSettings] = lambda model: model.settings,
         counts: Counts = lambda: {},
         crashes: Callable[[Version], int] = lambda version: 0,
+        on_end: Callable[[ReleaseRow], None] = lambda row: None,
         now_s: Callable[[], float] = time.time,
         clock: Clock = monotonic,
     ) -> None:
@@ -89,6 +88,7 @@ class RolloutLoop:
         self._settle = settle
         self._counts = counts
         self._crashes = crashes
+        self._on_end = on_end
         self._now_s = now_s
         self._clock = clock
         self._wake = asyncio.Event()
@@ -209,7 +209,7 @@ class RolloutLoop:
         reason = getattr(action, "reason", "")
         now_s = self._now_s()
         try:
-            self._ledger.advance(
+            moved = self._ledger.advance(
                 row.id,
                 state,
                 reason,
@@ -230,6 +230,8 @@ class RolloutLoop:
             "a release goes on",
             extra={"fields": {"model": row.model, "release": row.id, "state": state, "reason": reason}},
         )
+        if state.finished and row.strategy in COMPARED:
+            self._on_end(moved)
         return True
 
     def _snapshot(self, row: ReleaseRow, counts: Mapping[ArmKey, ArmCounts]) -> Snapshot:
@@ -272,7 +274,7 @@ class RolloutLoop:
         # Counts only shrink where somebody moved the file of the retired ones away.
         rate_per_s = max(seen[-1][1] - seen[0][1], 0) / took_s if took_s >= RATE_AT_LEAST_S else None
         view = RampView(self._now_s(), rate_per_s=rate_per_s)
-        if live is None or version is None or row.strategy != CANARY:
+        if live is None or version is None or row.strategy not in COMPARED:
             return view
         places = 1 if version.placement is Placement.EXECUTOR else len(self._node.workers)
         return msgspec.structs.replace(
@@ -300,7 +302,7 @@ class RolloutLoop:
 
 def _is_counted(row: ReleaseRow) -> bool:
     """Whether decisions about a release need counts, or the time on the wall."""
-    return row.strategy in (CANARY, BLUE_GREEN)
+    return row.strategy in (*COMPARED, BLUE_GREEN)
 
 
 def _epoch_after(row: ReleaseRow, action: Action, now_s: float) -> RampEpoch | None:

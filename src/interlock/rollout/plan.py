@@ -8,7 +8,10 @@ keeping for a while before it is done: the old version is hot.
 Strategy `canary`: preparing -> ramping, where both versions answer and each new weight is an epoch of its
 own -> switching, when the evidence lets it through; or -> rolling_back, when the evidence or a crash is
 against it, which ends in failed once no worker sends it a request any more. It is paused by a person, or
-where only a person can tell.
+where only a person can tell. Its first epoch is a shadow where the versions allow it: the candidate runs
+copies, and gets its first requests when it is known to fail hardly more often.
+
+Strategy `shadow`: preparing -> ramping at weight 0 -> passed, when the copies prove it, or rolling_back.
 """
 
 from collections.abc import Iterable
@@ -16,79 +19,36 @@ from typing import Any
 
 import msgspec
 
-from interlock.core.letters import Report, VersionState, VersionStatus
+from interlock.core.letters import VersionState
 from interlock.core.policy import Policy, Undecided, Unit
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
-from interlock.rollout.forecast import forecast
-from interlock.rollout.gate import Judgement, Kind, Load, judge
-from interlock.rollout.ramp import Allowance, allowance
-from interlock.rollout.tally import EpochTally
+from interlock.rollout.forecast import forecast, in_words
+from interlock.rollout.gate import judge
+from interlock.rollout.judgement import Judgement, Kind
+from interlock.rollout.paired_gates import needed_to_clear
+from interlock.rollout.ramp import CLEAR_MARGINS, Allowance, allowance
+from interlock.rollout.snapshot import Snapshot, WorkerView
 
-DECISION = 2
+DECISION = 3
 """Number of this decision code, logged with each decision: a replay compares like with like."""
 
 NOW = "now"
 ROLLBACK = "rollback"
 BLUE_GREEN = "blue-green"
 CANARY = "canary"
+SHADOW = "shadow"
 """Strategies. Without a live version there is nothing to compare with: a canary then is as `now`."""
+COMPARED = (CANARY, SHADOW)
+"""Those that are decided by evidence."""
 
 DWELL_S = 2.0
 """The least time between two epochs: the counts of the one before are in, nearly all."""
-
-
-class WorkerView(msgspec.Struct, frozen=True):
-    """One worker that should be there, as its latest Report shows it; `connected` is False when it is not.
-
-    `status` is that of the version being released, None where the worker does not have it.
-    """
-
-    process: str
-    connected: bool
-    seen_revision: int = -1
-    revision: int = -1
-    status: VersionStatus | None = None
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Seconds. `load_s`: for loading everywhere; `switch_s`: for the swap; `settle_s`: after which a worker
-    that has the version and has read the route counts as switched, though it still works on other models."""
-
-    load_s: float = 120.0
-    switch_s: float = 30.0
-    settle_s: float = 2.0
-
-
-class RampView(msgspec.Struct, frozen=True):
-    """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
-    their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
-    those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
-    this release."""
-
-    now_s: float
-    epochs: tuple[EpochTally, ...] = ()
-    rate_per_s: float | None = None
-    next_cuts: tuple[Cut, ...] = ()
-    crashes: int = 0
-    load: Load | None = None
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """All that a decision sees. `waited_s` is how long the release has been in its state under the eyes of
-    this control; `revision` the Desired that carries the state, before which a Report says nothing of it;
-    `quarantined` why the supervisor gave the version up, None if it did not.
-    """
-
-    release: ReleaseRow
-    live: ReleaseRow | None
-    digest: str
-    revision: int
-    waited_s: float
-    workers: tuple[WorkerView, ...]
-    quarantined: str | None = None
-    limits: Limits = Limits()
-    ramp: RampView | None = None
+LEAST_SERVED = 100
+"""Requests that a candidate has answered before it is promoted, whatever its copies have proved: what is
+wrong only in serving shows within a few of them."""
+LEAST_DRAWN = 200
+"""Requests drawn for a shadow before it is given up because its copies find no place."""
 
 
 class Hold(msgspec.Struct, frozen=True, tag="hold"):
@@ -126,6 +86,12 @@ class Promote(msgspec.Struct, frozen=True, tag="promote"):
     reason: str
 
 
+class Pass(msgspec.Struct, frozen=True, tag="pass"):
+    """What a shadow was to prove is proved; the version that was live stays."""
+
+    reason: str
+
+
 class RollBack(msgspec.Struct, frozen=True, tag="roll_back"):
     """All requests to the incumbent, now."""
 
@@ -146,13 +112,14 @@ class Fail(msgspec.Struct, frozen=True, tag="fail"):
     reason: str
 
 
-Action = Hold | Prepare | Weight | Pause | Promote | RollBack | Switch | Keep | Finish | Fail
+Action = Hold | Prepare | Weight | Pause | Promote | Pass | RollBack | Switch | Keep | Finish | Fail
 
 NEXT_STATE: dict[type[Action], ReleaseState] = {
     Prepare: ReleaseState.PREPARING,
     Weight: ReleaseState.RAMPING,
     Pause: ReleaseState.PAUSED,
     Promote: ReleaseState.SWITCHING,
+    Pass: ReleaseState.PASSED,
     RollBack: ReleaseState.ROLLING_BACK,
     Switch: ReleaseState.SWITCHING,
     Keep: ReleaseState.KEEPING,
@@ -187,7 +154,9 @@ def judged(snapshot: Snapshot) -> Judgement | None:
     if snapshot.ramp is None:
         return None
     row = snapshot.release
-    return judge(snapshot.ramp.epochs, policy_of(row), snapshot.ramp.load, row.resumed_epoch)
+    return judge(
+        snapshot.ramp.epochs, policy_of(row), snapshot.ramp.load, row.resumed_epoch, row.strategy != SHADOW
+    )
 
 
 def policy_of(row: ReleaseRow) -> Policy:
@@ -205,14 +174,6 @@ def allowed(snapshot: Snapshot, judgement: Judgement) -> Allowance:
         rate_per_s or 0.0,
         snapshot.release.weight,
     )
-
-
-def view_of(process: str, report: Report | None, model: str, number: str) -> WorkerView:
-    """What a worker's latest Report (None: it is not connected) says about one version."""
-    if report is None:
-        return WorkerView(process, connected=False)
-    statuses = (s for s in report.versions if s.model == model and s.number == number)
-    return WorkerView(process, True, report.seen_revision, report.revision, next(statuses, None))
 
 
 def _prepare(snapshot: Snapshot) -> Action:
@@ -243,9 +204,13 @@ def _switch(snapshot: Snapshot) -> Action:
 
 
 def _begin(snapshot: Snapshot) -> Action:
-    if snapshot.release.strategy != CANARY or snapshot.live is None:
+    if snapshot.release.strategy == SHADOW and snapshot.live is None:
+        return Fail("nothing is live, so there are no requests to copy; release it with --now or as a canary")
+    if snapshot.release.strategy not in COMPARED or snapshot.live is None:
         return Switch()
     ramp = snapshot.ramp
+    if policy_of(snapshot.release).shadow:
+        return Weight(0.0, ramp.next_cuts if ramp is not None else (), "a shadow: it runs copies")
     if ramp is None or (ramp.rate_per_s is None and snapshot.waited_s <= snapshot.limits.load_s):
         return Hold("it is ready; the traffic is being measured")
     judgement = judged(snapshot)
@@ -266,13 +231,19 @@ def _ramp(snapshot: Snapshot) -> Action:
     if judgement.hold:
         return Pause(judgement.hold, weight=0.0)
     if judgement.proved:
-        return Promote("; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION))
+        proofs = "; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION)
+        if row.strategy == SHADOW:
+            return Pass(proofs)
+        if judgement.candidate_requests >= LEAST_SERVED:
+            return Promote(proofs)
     since_s = ramp.epochs[0].started_s if ramp.epochs else ramp.now_s
     if row.resumed_s is not None:
         since_s = row.resumed_s
     if ramp.now_s - since_s > policy.time_limit_s:
         reason = f"undecided after {policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
         return RollBack(reason) if policy.undecided is Undecided.ROLL_BACK else Pause(reason)
+    if row.weight == 0.0 and (waiting := _in_shadow(snapshot, judgement)):
+        return Hold(waiting)
     found = allowed(snapshot, judgement)
     if found.weight == 0.0:
         return Pause(_too_little(snapshot, found), weight=0.0)
@@ -289,6 +260,24 @@ def _ramp(snapshot: Snapshot) -> Action:
         if ramp.epochs and len(ramp.next_cuts) > len(ramp.epochs[-1].cuts):
             return Weight(row.weight, ramp.next_cuts, "enough latencies for more cuts")
     return Hold(forecast(judgement, ramp.rate_per_s))
+
+
+def _in_shadow(snapshot: Snapshot, judgement: Judgement) -> str:
+    """Why a candidate that runs copies does not answer requests yet; "" when it may."""
+    ramp, policy = snapshot.ramp, policy_of(snapshot.release)
+    assert ramp is not None
+    pairs = judgement.pairs
+    ran = pairs.good + pairs.worse + pairs.better + pairs.bad
+    if snapshot.release.strategy == SHADOW:
+        return f"a shadow, {ran:,} copies: {forecast(judgement, ramp.rate_per_s)}"
+    if not policy.shadow:
+        return ""
+    clear = CLEAR_MARGINS * policy.margin
+    # Where copies find no place there is nothing to wait for: the harm budget bounds what comes.
+    if judgement.excess_most <= clear or (pairs.dropped > ran and pairs.dropped + ran >= LEAST_DRAWN):
+        return "" if ramp.rate_per_s is not None else "the traffic is being measured"
+    needed = needed_to_clear(ramp.epochs, policy, clear)
+    return f"a shadow, {ran:,} copies: {in_words(needed, ramp.rate_per_s, 'until it answers its first')}"
 
 
 def _pause(snapshot: Snapshot) -> Action:

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from interlock.registry.rows import Event
-from interlock.rollout.plan import DECISION, Action, Snapshot, next_action
+from interlock.rollout.plan import DECISION, Action, next_action
+from interlock.rollout.snapshot import Snapshot
 
 
 class Difference(msgspec.Struct, frozen=True):

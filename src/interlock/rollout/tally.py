@@ -14,7 +14,7 @@ import msgspec
 
 from interlock.core.policy import Policy
 from interlock.core.route import COPY_ARM
-from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram
+from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.evidence.exceedance import Cut, above, cuts
 from interlock.registry.rows import RampEpoch, ReleaseRow
 
@@ -43,7 +43,7 @@ class ArmTally(msgspec.Struct, frozen=True):
 
 
 class EpochTally(msgspec.Struct, frozen=True):
-    """Both arms while the weight and the cuts were constant."""
+    """Both arms while the weight and the cuts were constant. `pairs`: requests that both versions ran."""
 
     number: int
     weight: float
@@ -51,6 +51,7 @@ class EpochTally(msgspec.Struct, frozen=True):
     started_s: float
     incumbent: ArmTally
     candidate: ArmTally
+    pairs: PairCounts = PairCounts()
 
 
 def arm_tally(counts: ArmCounts, cuts_s: Sequence[float]) -> ArmTally:
@@ -73,9 +74,8 @@ def tally(
 ) -> tuple[EpochTally, ...]:
     """The epochs of a release with what both arms did; `live` is the incumbent's number."""
 
-    def arm(epoch: RampEpoch, version: str, index: int, cuts_s: Sequence[float]) -> ArmTally:
-        key = ArmKey(row.model, version, row.id, epoch.number, index)
-        return arm_tally(counts.get(key, _NOTHING), cuts_s)
+    def of(epoch: RampEpoch, version: str, index: int) -> ArmCounts:
+        return counts.get(ArmKey(row.model, version, row.id, epoch.number, index), _NOTHING)
 
     return tuple(
         EpochTally(
@@ -83,10 +83,12 @@ def tally(
             epoch.weight,
             epoch.cuts,
             epoch.started_s,
-            arm(epoch, live, INCUMBENT, [cut.incumbent_s for cut in epoch.cuts]),
-            arm(epoch, row.number, CANDIDATE, [cut.candidate_s for cut in epoch.cuts]),
+            arm_tally(of(epoch, live, INCUMBENT), [cut.incumbent_s for cut in epoch.cuts]),
+            arm_tally(mine, [cut.candidate_s for cut in epoch.cuts]),
+            mine.pairs,
         )
         for epoch in epochs
+        for mine in (of(epoch, row.number, CANDIDATE),)
     )
 
 

@@ -23,6 +23,8 @@ from interlock.serving.call import Call
 from interlock.serving.lane import Lane
 from interlock.serving.pair import INVALID, PENDING, VOID, WELL, CopySink, Pair, RescueSink, Run
 
+LEAST_LONGER_S = 1e-4
+"""What a candidate may take longer in any case: a batch of microseconds varies by more than its ratio."""
 SHIELD_AFTER = 0.5
 """The share of a client's time after which the incumbent begins to answer for a candidate that has not."""
 
@@ -234,8 +236,9 @@ class Mirrored:
         candidate_s, incumbent_s = run.compute_s, copy_run.compute_s
         if not self.is_candidate:
             candidate_s, incumbent_s = incumbent_s, candidate_s
-        if candidate_s != incumbent_s * self._ratio:
-            self.pairs.cells[SLOWER if candidate_s > incumbent_s * self._ratio else FASTER] += 1
+        allowed_s = incumbent_s * self._ratio + LEAST_LONGER_S
+        if candidate_s != allowed_s:
+            self.pairs.cells[SLOWER if candidate_s > allowed_s else FASTER] += 1
 
     # --- a turn of the loop later ---
 

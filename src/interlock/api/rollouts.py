@@ -1,0 +1,54 @@
+"""Owns the admin API's paths about one release: how it stands while it is open, what it certifies after."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import msgspec
+from fastapi import FastAPI, Path
+from starlette.responses import Response
+
+from interlock.api import schema
+from interlock.core.errors import NotFound
+from interlock.operations.certificate import certificate
+from interlock.operations.context import Context
+from interlock.rollout.certificate import Certificate
+from interlock.rollout.plan import Action
+from interlock.rollout.snapshot import Snapshot
+from interlock.rollout.view import RolloutView, view
+
+Looked = Callable[[], Mapping[str, tuple[Snapshot, Action]]]
+"""Of each model with an open release: what the last look saw, and what it decided."""
+KINDS = (RolloutView, Certificate)
+
+Name = Annotated[str, Path(description="The model's name.", max_length=128, examples=["iris"])]
+Release = Annotated[int, Path(ge=1, le=2**62, description="The release.")]
+
+
+def add_rollouts(app: FastAPI, ctx: Context, looked: Looked) -> None:
+    """Add the paths to an application."""
+
+    @app.get(
+        "/api/models/{name}/rollout", responses=schema.returns(RolloutView, 400, 404, 500), tags=["releases"]
+    )
+    def get_rollout(name: Name) -> Response:
+        """How the model's open release stands: weights, evidence, harm, forecast."""
+        found = looked().get(name)
+        if found is None:
+            last = ctx.ledger.releases(name, 1)
+            how = f"; the last one ({last[0].id}) is {last[0].state}" if last else ""
+            raise NotFound(f"no release of {name!r} is under way{how}")
+        return _json(view(*found, time.time()))
+
+    @app.get(
+        "/api/releases/{id}/certificate",
+        responses=schema.returns(Certificate, 400, 404, 500),
+        tags=["releases"],
+    )
+    def get_certificate(id: Release) -> Response:
+        """What a release by evidence compared, how it ended, and what that is worth."""
+        return _json(certificate(ctx, id))
+
+
+def _json(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

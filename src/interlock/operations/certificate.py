@@ -1,0 +1,76 @@
+"""Reads a release's part of the event log and certifies it; leaves the certificate in the home folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from interlock.core.errors import LedgerError, NotFound
+from interlock.operations.status import MAX_EVENTS
+from interlock.rollout.certificate import Certificate, as_markdown, certify
+
+if TYPE_CHECKING:
+    from interlock.operations.context import Context
+    from interlock.registry.rows import Event, ReleaseRow
+
+
+def certificate(ctx: Context, release_id: int) -> Certificate:
+    """The certificate of a release, as its log stands now.
+
+    Raises: NotFound for an unknown release, and for one that compared nothing.
+    """
+    row = read_row(ctx, release_id)
+    found = certify(row, events_of(ctx, row))
+    if found is None:
+        raise NotFound(
+            f"release {release_id} of {row.model!r} ({row.strategy}) compared no versions: there is nothing "
+            "to certify"
+        )
+    return found
+
+
+def leave_certificate(ctx: Context, row: ReleaseRow) -> Path | None:
+    """Write a finished release's certificate into the home folder, as JSON and Markdown, once.
+
+    Returns the Markdown file; None where nothing was compared. Raises: OSError; LedgerError.
+    """
+    folder = ctx.home / "certificates"
+    stem = f"release-{row.id}"
+    markdown = folder / f"{stem}.md"
+    if markdown.exists():
+        return markdown
+    found = certify(row, events_of(ctx, row))
+    if found is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    # The Markdown last: while it is not there, whoever starts next writes both again.
+    for path, content in (
+        (folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n"),
+        (markdown, as_markdown(found).encode()),
+    ):
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        part.replace(path)
+    return markdown
+
+
+def read_row(ctx: Context, release_id: int) -> ReleaseRow:
+    """One release. Raises: NotFound; LedgerError."""
+    try:
+        return ctx.ledger.release(release_id)
+    except LedgerError as error:
+        if "no release" in error.message:
+            raise NotFound(error.message) from None
+        raise
+
+
+def events_of(ctx: Context, row: ReleaseRow) -> list[Event]:
+    """All that the log says of a release, oldest first."""
+    found: list[Event] = []
+    page = ctx.ledger.events(row.model, 0, MAX_EVENTS)
+    while page:
+        found += [event for event in page if event.body.get("release") == row.id]
+        page = ctx.ledger.events(row.model, page[-1].seq, MAX_EVENTS)
+    return found

@@ -1,0 +1,226 @@
+"""Decides what a finished release by evidence certifies: what was compared, how it ended, and what that is
+worth. Derived from its row and its logged decisions alone, so that anybody can derive it again."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from interlock.core.policy import Policy
+from interlock.core.state import PairCounts
+from interlock.core.verdict import Verdict
+from interlock.registry.rows import Event, ReleaseRow
+from interlock.rollout.judgement import Gate, Kind
+from interlock.rollout.plan import SHADOW, judged, policy_of
+from interlock.rollout.replay import decisions
+from interlock.rollout.tally import EpochTally
+
+SCHEMA = 1
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """What both versions did while the candidate had one share. Requests; `started_s` is Unix time."""
+
+    epoch: int
+    weight: float
+    started_s: float
+    candidate: int
+    candidate_bad: int
+    incumbent: int
+    incumbent_bad: int
+    pairs: int
+
+
+class Certificate(msgspec.Struct, frozen=True):
+    """`verdict`: the release's last state; `decided`: "evidence", or "person" where one promoted or aborted
+    it. `gates`: as the deciding look saw them. `excess_most` bounds the candidate's excess of failures, 95 %.
+    `decisions` is how many were logged and `decisions_sha256` that of their records, in order."""
+
+    release: int
+    model: str
+    strategy: str
+    candidate: str
+    candidate_digest: str
+    incumbent: str | None
+    verdict: str
+    decided: str
+    reason: str
+    requested_s: float
+    finished_s: float | None
+    policy: Policy
+    stages: tuple[Stage, ...]
+    gates: tuple[Gate, ...]
+    pairs: PairCounts
+    excess_most: float | None
+    harm: float | None
+    guarantee: tuple[str, ...]
+    decisions: int
+    decisions_sha256: str
+    schema: int = SCHEMA
+
+
+def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
+    """The certificate of a release from the log's events about it; None where nothing was compared.
+
+    Raises: msgspec.ValidationError for a record that this code cannot read.
+    """
+    mine = [event for event in events if event.body.get("release") == row.id]
+    taken = decisions(mine)
+    looks = [snapshot for _, _, snapshot, _ in taken if snapshot.ramp is not None and snapshot.ramp.epochs]
+    if not looks:
+        return None
+    seen = looks[-1]
+    judgement = judged(seen)
+    assert seen.ramp is not None and judgement is not None
+    hashed = hashlib.sha256()
+    for event in mine:
+        if event.body.get("snapshot") is not None:
+            hashed.update(msgspec.json.encode(event.body["snapshot"], order="deterministic") + b"\n")
+    policy = policy_of(row)
+    return Certificate(
+        release=row.id,
+        model=row.model,
+        strategy=row.strategy,
+        candidate=row.number,
+        candidate_digest=seen.digest,
+        incumbent=row.previous_number,
+        verdict=row.state.value,
+        decided="person" if _by_hand(mine) else "evidence",
+        reason=row.reason or _last_reason(mine),
+        requested_s=row.requested_s,
+        finished_s=row.finished_s,
+        policy=policy,
+        stages=tuple(_stage(epoch) for epoch in seen.ramp.epochs),
+        gates=judgement.gates,
+        pairs=judgement.pairs,
+        excess_most=judgement.excess_most,
+        harm=judgement.harm,
+        guarantee=_guarantee(row, policy, judgement.gates),
+        decisions=len(taken),
+        decisions_sha256=hashed.hexdigest(),
+    )
+
+
+def as_markdown(found: Certificate) -> str:
+    """The certificate for people."""
+    policy = found.policy
+    lines = [
+        f"# Release {found.release}: version {found.candidate} of {_plain(found.model)}, {found.verdict}",
+        "",
+        f"- strategy: {found.strategy}; compared with version {found.incumbent}",
+        f"- artifact of the candidate: `{found.candidate_digest}`",
+        f"- asked for {_when(found.requested_s)}, ended {_when(found.finished_s)}",
+        f"- decided by {'a person' if found.decided == 'person' else 'the evidence'}: {_plain(found.reason)}",
+        f"- policy: harm budget {policy.budget:g} failed requests, margin {policy.margin:.2%}, alpha "
+        f"{policy.alpha:.2%}, slower {policy.slower:g} times, share at most {policy.most_weight:g}",
+        "",
+        "## What was compared",
+        "",
+        "| share | since | candidate: requests | bad | incumbent: requests | bad | ran by both |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one.weight:g} | {_when(one.started_s)} | {one.candidate:,} | {one.candidate_bad:,} | "
+        f"{one.incumbent:,} | {one.incumbent_bad:,} | {one.pairs:,} |"
+        for one in found.stages
+    ]
+    pairs = found.pairs
+    if found.stages and (found.policy.is_paired or found.policy.shielded):
+        lines += [
+            "",
+            f"Of the requests that both ran, {pairs.worse:,} failed with the candidate alone, "
+            f"{pairs.better:,} with the incumbent alone, {pairs.bad:,} with both; {pairs.disagreed:,} of "
+            f"{pairs.agreed + pairs.disagreed:,} answers differed; {pairs.dropped:,} copies found no place. "
+            f"{pairs.shielded:,} clients got the incumbent's answer instead of a failure, "
+            f"{pairs.unshielded:,} got none.",
+        ]
+    lines += ["", "## Gates", "", "| gate | can | evidence | limit | verdict |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {gate.name} | {_CAN[gate.kind]} | 10^{gate.log10_e:.1f} | 10^{gate.log10_threshold:.1f} | "
+        f"{_said(gate)} |"
+        for gate in found.gates
+    ]
+    lines += ["", "## What this is worth", ""]
+    lines += [f"- {line}" for line in found.guarantee]
+    lines += [
+        "",
+        f"{found.decisions} decisions are in the event log; their records have SHA-256 "
+        f"`{found.decisions_sha256}`. Derive them again: `interlock replay {found.release}`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_CAN = {Kind.ALARM: "roll back", Kind.HOLD: "pause", Kind.PROMOTION: "let through"}
+
+
+def _said(gate: Gate) -> str:
+    if gate.verdict is Verdict.FAIL:
+        return "against it"
+    if gate.verdict is Verdict.PASS:
+        return "proved" if gate.kind is Kind.PROMOTION else "nothing against it"
+    return "not proved" if gate.kind is Kind.PROMOTION else "nothing against it"
+
+
+def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[str, ...]:
+    alarms = sum(gate.kind is Kind.ALARM for gate in gates)
+    proofs = [gate.name for gate in gates if gate.kind is Kind.PROMOTION]
+    what = "called failed" if row.strategy == SHADOW else "rolled back"
+    through = "passed" if row.strategy == SHADOW else "promoted"
+    found = [
+        f"A candidate that is no worse is {what} by one of the {alarms} alarms with a probability of at most "
+        f"{policy.alpha:.2%}, however long this runs and however often one looks.",
+        f"A candidate that misses one of the margins ({', '.join(proofs)}) is {through} with a probability "
+        f"of at most {policy.alpha:.2%}.",
+    ]
+    if row.strategy != SHADOW:
+        found.append(
+            f"The share was kept such that at most {policy.budget:g} requests beyond the margin of "
+            f"{policy.margin:.2%} fail because of the trial, with confidence 95 %."
+        )
+    found.append(
+        "Assumed: docs/explanation/evidence.md, 'What is assumed'. A person's decision proves nothing."
+    )
+    return tuple(found)
+
+
+def _stage(epoch: EpochTally) -> Stage:
+    pairs = epoch.pairs
+    return Stage(
+        epoch.number,
+        epoch.weight,
+        epoch.started_s,
+        epoch.candidate.requests,
+        epoch.candidate.bad,
+        epoch.incumbent.requests,
+        epoch.incumbent.bad,
+        pairs.good + pairs.worse + pairs.better + pairs.bad,
+    )
+
+
+def _by_hand(events: Sequence[Event]) -> bool:
+    """Whether the step that decided it has no look behind it: a person took it."""
+    decisive = ("release.switching", "release.rolling_back", "release.passed", "release.superseded")
+    steps = [event for event in events if event.kind in decisive]
+    return bool(steps) and steps[-1].body.get("snapshot") is None
+
+
+def _last_reason(events: Sequence[Event]) -> str:
+    reasons = [str(event.body["reason"]) for event in events if event.body.get("reason")]
+    return reasons[-1] if reasons else ""
+
+
+def _when(time_s: float | None) -> str:
+    if time_s is None:
+        return "not yet"
+    return (
+        datetime.fromtimestamp(time_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
+    )
+
+
+def _plain(text: str) -> str:
+    """Names and reasons come from outside: nothing in them may be Markdown or a new line."""
+    for character in "\\`*_[]<>|#":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())

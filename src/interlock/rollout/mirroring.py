@@ -1,0 +1,81 @@
+"""Decides which requests both versions run: settled, when a release is asked for, from what they allow."""
+
+from typing import Any
+
+import msgspec
+
+from interlock.core.errors import ConfigError
+from interlock.core.model import DATATYPES, Version
+from interlock.core.policy import Policy
+from interlock.core.route import Arm, Mirror, Route, check_mirror
+from interlock.rollout.tally import CANDIDATE, INCUMBENT
+
+MOST_DISAGREEMENT = 0.2
+"""Of labels, where the user names no share: a version that is retrained differs in a few, a broken one in
+most."""
+_ON: dict[str, Any] = {"shadow": 1.0, "reverse": 1.0, "shielded": True}
+_OFF: dict[str, Any] = {"shadow": 0.0, "reverse": 0.0, "shielded": False, "most_disagreement": 1.0}
+
+
+def settled(policy: Policy, incumbent: Version | None, candidate: Version, answers: bool = True) -> Policy:
+    """The policy with everything said: what the user left out is on where the two versions allow it.
+
+    `incumbent` None: there is nothing to compare with. Not `answers`: a shadow, whose answers nobody gets.
+    Raises: ConfigError for what the user asked for and the versions do not allow.
+    """
+    if incumbent is None:
+        return msgspec.structs.replace(policy, **_OFF)
+    found: dict[str, Any] = {}
+    for name, on in _ON.items():
+        asked = getattr(policy, name)
+        if name != "shadow" and not answers:
+            found[name] = _OFF[name]
+            continue
+        wanted = on if asked is None else asked
+        found[name] = wanted
+        if wanted:
+            try:
+                _check(name, wanted, incumbent, candidate)
+            except ConfigError:
+                if asked is not None:
+                    raise
+                found[name] = _OFF[name]
+    policy = msgspec.structs.replace(policy, **found)
+    if not answers and not policy.shadow:
+        _check("shadow", 1.0, incumbent, candidate)
+        raise ConfigError("a shadow of the share 0 of the requests sees nothing: want a share above 0")
+    if policy.most_disagreement is None:
+        judged = policy.is_paired and _share_labels(incumbent, candidate)
+        policy = msgspec.structs.replace(policy, most_disagreement=MOST_DISAGREEMENT if judged else 1.0)
+    return policy
+
+
+def mirror_of(policy: Policy, weight: float) -> Mirror | None:
+    """What is copied while the candidate has this share: a shadow of the incumbent's requests while it has
+    none, then the incumbent beside it."""
+    shadow = (policy.shadow or 0.0) if weight == 0.0 else 0.0
+    reverse = (policy.reverse or 0.0) if weight > 0.0 else 0.0
+    shielded = bool(policy.shielded) and weight > 0.0
+    if not (shadow or reverse or shielded):
+        return None
+    return Mirror(
+        CANDIDATE, shadow, reverse, shielded, policy.tolerance, policy.ranges, latency_ratio=policy.slower
+    )
+
+
+def _check(name: str, wanted: Any, incumbent: Version, candidate: Version) -> None:
+    arms = (
+        Arm(INCUMBENT, "incumbent", incumbent.number, 1.0),
+        Arm(CANDIDATE, "candidate", candidate.number, 0.0),
+    )
+    route = Route(0, 0, "", arms, msgspec.structs.replace(Mirror(CANDIDATE, shadow=1.0), **{name: wanted}))
+    check_mirror(route, {incumbent.number: incumbent, candidate.number: candidate})
+
+
+def _share_labels(incumbent: Version, candidate: Version) -> bool:
+    """Whether both give the same output of labels, and the same answer twice."""
+    if not (incumbent.capabilities.deterministic and candidate.capabilities.deterministic):
+        return False
+    theirs = {(spec.name, spec.datatype) for spec in incumbent.signature.outputs}
+    mine = {(spec.name, spec.datatype) for spec in candidate.signature.outputs}
+    return any(DATATYPES[datatype].kind != "f" for _, datatype in mine & theirs)
