@@ -11,6 +11,7 @@ import msgspec
 import uvicorn
 
 from interlock.api.app import AdminDeps, create_app
+from interlock.api.rollouts import Looked
 from interlock.core.settings import NodeConfig
 from interlock.operations.context import Context
 from interlock.operations.status import NodeStatus
@@ -43,13 +44,16 @@ class Served(msgspec.Struct):
 
 
 @contextmanager
-def served(ctx: Context, node: NodeStatus, config: NodeConfig | None = None) -> Iterator[Served]:
+def served(
+    ctx: Context, node: NodeStatus, config: NodeConfig | None = None, looked: Looked = lambda: {}
+) -> Iterator[Served]:
     found = Served(node)
 
     def poke() -> None:
         found.pokes += 1
 
-    deps = AdminDeps(ctx, config or NodeConfig(home=ctx.home), lambda: found.node, lambda: b"up 1\n", poke)
+    settings_of_node = config or NodeConfig(home=ctx.home)
+    deps = AdminDeps(ctx, settings_of_node, lambda: found.node, lambda: b"up 1\n", poke, looked)
     settings = uvicorn.Config(
         create_app(deps), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )

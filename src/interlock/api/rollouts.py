@@ -12,10 +12,11 @@ from interlock.api import schema
 from interlock.core.errors import NotFound
 from interlock.operations.certificate import certificate
 from interlock.operations.context import Context
+from interlock.operations.release import known
 from interlock.rollout.certificate import Certificate
 from interlock.rollout.plan import Action
 from interlock.rollout.snapshot import Snapshot
-from interlock.rollout.view import RolloutView, view
+from interlock.rollout.view import RolloutView, unseen, view
 
 Looked = Callable[[], Mapping[str, tuple[Snapshot, Action]]]
 """Of each model with an open release: what the last look saw, and what it decided."""
@@ -33,12 +34,15 @@ def add_rollouts(app: FastAPI, ctx: Context, looked: Looked) -> None:
     )
     def get_rollout(name: Name) -> Response:
         """How the model's open release stands: weights, evidence, harm, forecast."""
-        found = looked().get(name)
-        if found is None:
-            last = ctx.ledger.releases(name, 1)
-            how = f"; the last one ({last[0].id}) is {last[0].state}" if last else ""
+        if (found := looked().get(name)) is not None:
+            return _json(view(*found, time.time()))
+        known(ctx, name)
+        last = next(iter(ctx.ledger.releases(name, 1)), None)
+        if last is None or last.state.finished:
+            how = "" if last is None else f"; the last one ({last.id}) is {last.state}"
             raise NotFound(f"no release of {name!r} is under way{how}")
-        return _json(view(*found, time.time()))
+        live = ctx.ledger.live(name)
+        return _json(unseen(last, None if live is None else live.number, time.time()))
 
     @app.get(
         "/api/releases/{id}/certificate",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+import msgspec
 
 from interlock.cli import show
 from interlock.cli.main import Failure
@@ -51,7 +52,10 @@ def replay(release: int, home: Path, url: str | None, as_json: bool) -> None:
             page = control.events(model, page[-1].seq, PAGE)
             events = [*events, *page]
     mine = [event for event in events if event.body.get("release") == release]
-    taken, found = decisions(mine), derive(mine)
+    try:
+        taken, found = decisions(mine), derive(mine)
+    except msgspec.ValidationError as error:
+        raise Failure(f"release {release} has a record that this Interlock cannot read: {error}") from None
     if as_json:
         show.as_json(found)
     else:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,12 @@ import msgspec
 
 from interlock.cli import show
 from interlock.cli.options import model_argument, node_options
-from interlock.core.errors import NotFound
+from interlock.core.errors import NodeUnreachable, NotFound
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from interlock.cli.control import Control
     from interlock.rollout.judgement import Gate
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 BAR = 24
 """Cells of the bar of a gate: its whole length is the threshold."""
 EVENTS = 6
+PATIENCE_S = 15.0
+"""How long a node may be silent before watching ends: its control may be started anew, and the release goes
+on meanwhile."""
 
 
 @click.command(epilog="Examples: interlock watch iris  |  interlock watch iris --json | jq .judgement.harm")
@@ -86,24 +90,35 @@ def _live(control: "Control", found: "RolloutView", interval_s: float) -> Releas
     from rich.live import Live
 
     name, release = found.release.model, found.release.id
-    with Live(_picture(found, _events(control, name, release)), auto_refresh=False) as live:
+    events = _events(control, name, release)
+    with Live(_picture(found, events), console=_console(), auto_refresh=False) as live:
         while True:
             following = _next(control, found, interval_s)
             if isinstance(following, ReleaseRow):
                 return following
             found = following
-            live.update(_picture(found, _events(control, name, release)), refresh=True)
+            with suppress(NodeUnreachable):
+                events = _events(control, name, release)
+            live.update(_picture(found, events), refresh=True)
 
 
 def _next(control: "Control", found: "RolloutView", interval_s: float) -> "RolloutView | ReleaseRow":
     """The next look; the row once the release that is watched has ended."""
-    time.sleep(interval_s)
-    try:
+    until_s = time.monotonic() + PATIENCE_S
+    while True:
+        time.sleep(interval_s)
+        try:
+            return _look(control, found)
+        except NodeUnreachable:
+            if time.monotonic() >= until_s:
+                raise
+
+
+def _look(control: "Control", found: "RolloutView") -> "RolloutView | ReleaseRow":
+    with suppress(NotFound):
         following = control.rollout(found.release.model)
         if following.release.id == found.release.id:
             return following
-    except NotFound:
-        pass
     row = control.read_release(found.release.id)
     return row if row.state.finished else found
 
@@ -114,11 +129,15 @@ def _events(control: "Control", name: str, release: int) -> list[Event]:
 
 def _show_once(found: "RolloutView", events: list[Event], as_json: bool) -> None:
     if as_json:
-        show.as_json(found)
-        return
+        show.as_json_line(found)
+    else:
+        _console().print(_picture(found, events))
+
+
+def _console() -> "Console":
     from rich.console import Console
 
-    Console(highlight=False).print(_picture(found, events))
+    return Console(width=None if sys.stdout.isatty() else show.PIPE_COLUMNS, highlight=False)
 
 
 def _line(found: "RolloutView") -> str:
@@ -174,10 +193,11 @@ def _picture(found: "RolloutView", events: list[Event]) -> "RenderableType":
         log = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for event in events:
             reason = show.printable(str(event.body.get("reason") or ""))
-            log.add_row(show.ago(event.time_s), event.kind, Text(reason[:160]))
+            log.add_row(show.ago(event.time_s), Text(show.printable(event.kind)), Text(reason[:160]))
         parts += [Text(""), log]
     title = f"{row.model}: version {row.number} against {found.incumbent or 'nothing'}, {row.strategy}, "
-    return Panel(Group(*parts), title=Text(f"{title}{row.state}, share {row.weight:.3g}"), title_align="left")
+    title = show.printable(f"{title}{row.state}, share {row.weight:.3g}")
+    return Panel(Group(*parts), title=Text(title), title_align="left")
 
 
 def _bar(gate: "Gate") -> str:

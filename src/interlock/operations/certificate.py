@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def certificate(ctx: Context, release_id: int) -> Certificate:
     """The certificate of a release, as its log stands now.
 
-    Raises: NotFound for an unknown release, and for one that compared nothing.
+    Raises: NotFound for an unknown release, and for one that compared nothing; LedgerError.
     """
     row = read_row(ctx, release_id)
-    found = certify(row, events_of(ctx, row))
+    found = _certified(ctx, row)
     if found is None:
         raise NotFound(
             f"release {release_id} of {row.model!r} ({row.strategy}) compared no versions: there is nothing "
@@ -41,7 +41,7 @@ def leave_certificate(ctx: Context, row: ReleaseRow) -> Path | None:
     markdown = folder / f"{stem}.md"
     if markdown.exists():
         return markdown
-    found = certify(row, events_of(ctx, row))
+    found = _certified(ctx, row)
     if found is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,15 @@ def read_row(ctx: Context, release_id: int) -> ReleaseRow:
         if "no release" in error.message:
             raise NotFound(error.message) from None
         raise
+
+
+def _certified(ctx: Context, row: ReleaseRow) -> Certificate | None:
+    try:
+        return certify(row, events_of(ctx, row))
+    except msgspec.ValidationError as error:  # of a newer Interlock; control must not end over it
+        raise LedgerError(
+            f"release {row.id} of {row.model!r} has a record that this Interlock cannot read: {error}"
+        ) from None
 
 
 def events_of(ctx: Context, row: ReleaseRow) -> list[Event]:

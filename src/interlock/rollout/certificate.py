@@ -12,11 +12,17 @@ from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow
 from interlock.rollout.judgement import Gate, Kind
-from interlock.rollout.plan import SHADOW, judged, policy_of
+from interlock.rollout.plan import SHADOW, Action, Pass, Promote, RollBack, judged, policy_of
 from interlock.rollout.replay import decisions
+from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import EpochTally
 
 SCHEMA = 1
+DECIDED = {
+    "person": "decided by a person",
+    "evidence": "decided by the evidence",
+    "nobody": "not decided yet",
+}
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -34,7 +40,8 @@ class Stage(msgspec.Struct, frozen=True):
 
 class Certificate(msgspec.Struct, frozen=True):
     """`verdict`: the release's last state; `decided`: "evidence", or "person" where one promoted or aborted
-    it. `gates`: as the deciding look saw them. `excess_most` bounds the candidate's excess of failures, 95 %.
+    it, or "nobody" while it is open. `gates`: as the deciding look saw them, while counts go on to the last
+    look: requests in flight ended after it. `excess_most` bounds the candidate's excess of failures, 95 %.
     `decisions` is how many were logged and `decisions_sha256` that of their records, in order."""
 
     release: int
@@ -67,15 +74,20 @@ def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
     """
     mine = [event for event in events if event.body.get("release") == row.id]
     taken = decisions(mine)
-    looks = [snapshot for _, _, snapshot, _ in taken if snapshot.ramp is not None and snapshot.ramp.epochs]
+    looks = [
+        (snapshot, action)
+        for _, _, snapshot, action in taken
+        if snapshot.ramp is not None and snapshot.ramp.epochs
+    ]
     if not looks:
         return None
-    seen = looks[-1]
-    judgement = judged(seen)
-    assert seen.ramp is not None and judgement is not None
+    seen, by_hand = looks[-1][0], _by_hand(mine)
+    judgement, deciding = judged(seen), judged(seen if by_hand else _deciding(looks))
+    assert seen.ramp is not None and judgement is not None and deciding is not None
+    recorded = {seq for seq, *_ in taken}
     hashed = hashlib.sha256()
     for event in mine:
-        if event.body.get("snapshot") is not None:
+        if event.seq in recorded:
             hashed.update(msgspec.json.encode(event.body["snapshot"], order="deterministic") + b"\n")
     policy = policy_of(row)
     return Certificate(
@@ -86,17 +98,17 @@ def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
         candidate_digest=seen.digest,
         incumbent=row.previous_number,
         verdict=row.state.value,
-        decided="person" if _by_hand(mine) else "evidence",
+        decided="nobody" if not row.state.finished else "person" if by_hand else "evidence",
         reason=row.reason or _last_reason(mine),
         requested_s=row.requested_s,
         finished_s=row.finished_s,
         policy=policy,
         stages=tuple(_stage(epoch) for epoch in seen.ramp.epochs),
-        gates=judgement.gates,
+        gates=deciding.gates,
         pairs=judgement.pairs,
         excess_most=judgement.excess_most,
         harm=judgement.harm,
-        guarantee=_guarantee(row, policy, judgement.gates),
+        guarantee=_guarantee(row, policy, deciding.gates),
         decisions=len(taken),
         decisions_sha256=hashed.hexdigest(),
     )
@@ -106,12 +118,13 @@ def as_markdown(found: Certificate) -> str:
     """The certificate for people."""
     policy = found.policy
     lines = [
-        f"# Release {found.release}: version {found.candidate} of {_plain(found.model)}, {found.verdict}",
+        f"# Release {found.release}: version {_plain(found.candidate)} of {_plain(found.model)}, "
+        f"{found.verdict}",
         "",
-        f"- strategy: {found.strategy}; compared with version {found.incumbent}",
+        f"- strategy: {found.strategy}; compared with version {_plain(found.incumbent or 'none')}",
         f"- artifact of the candidate: `{found.candidate_digest}`",
         f"- asked for {_when(found.requested_s)}, ended {_when(found.finished_s)}",
-        f"- decided by {'a person' if found.decided == 'person' else 'the evidence'}: {_plain(found.reason)}",
+        f"- {DECIDED[found.decided]}: {_plain(found.reason)}",
         f"- policy: harm budget {policy.budget:g} failed requests, margin {policy.margin:.2%}, alpha "
         f"{policy.alpha:.2%}, slower {policy.slower:g} times, share at most {policy.most_weight:g}",
         "",
@@ -134,6 +147,12 @@ def as_markdown(found: Certificate) -> str:
             f"{pairs.agreed + pairs.disagreed:,} answers differed; {pairs.dropped:,} copies found no place. "
             f"{pairs.shielded:,} clients got the incumbent's answer instead of a failure, "
             f"{pairs.unshielded:,} got none.",
+        ]
+    if found.harm is not None and found.excess_most is not None:
+        lines += [
+            "",
+            f"About {found.harm:.0f} requests of clients failed because of it. It fails at most "
+            f"{found.excess_most:.2%} more often than what it was compared with (confidence 95 %).",
         ]
     lines += ["", "## Gates", "", "| gate | can | evidence | limit | verdict |", "|---|---|---|---|---|"]
     lines += [
@@ -199,6 +218,12 @@ def _stage(epoch: EpochTally) -> Stage:
     )
 
 
+def _deciding(looks: Sequence[tuple[Snapshot, Action]]) -> Snapshot:
+    """The look that decided it; the last one where none did, or not yet."""
+    found = [snapshot for snapshot, action in looks if isinstance(action, Promote | Pass | RollBack)]
+    return found[-1] if found else looks[-1][0]
+
+
 def _by_hand(events: Sequence[Event]) -> bool:
     """Whether the step that decided it has no look behind it: a person took it."""
     decisive = ("release.switching", "release.rolling_back", "release.passed", "release.superseded")
@@ -220,7 +245,9 @@ def _when(time_s: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names and reasons come from outside: nothing in them may be Markdown or a new line."""
-    for character in "\\`*_[]<>|#":
+    """Names and reasons come from outside: nothing in them may be Markdown, a new line, or what commands a
+    terminal."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    for character in "\\`*_[]<>|#&~":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

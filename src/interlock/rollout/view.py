@@ -26,6 +26,14 @@ class RolloutView(msgspec.Struct, frozen=True):
     why: str
 
 
+def unseen(release: ReleaseRow, incumbent: str | None, now_s: float) -> RolloutView:
+    """An open release at which no look has been taken yet: it was asked for just now, or control has just
+    started."""
+    return RolloutView(
+        release, incumbent, now_s, None, (), None, None, "hold", "it has not been looked at yet"
+    )
+
+
 def view(snapshot: Snapshot, action: Action, now_s: float) -> RolloutView:
     """How a look at a release reads for people. `now_s` is Unix time."""
     judgement, ramp = judged(snapshot), snapshot.ramp
