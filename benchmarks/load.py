@@ -84,7 +84,7 @@ class _OpenLoop:
         stopped: Callable[[], bool],
     ) -> None:
         self._stopped = stopped
-        self._wire = memoryview(request.encode())
+        self._wires = [memoryview(wire) for wire in request.encode_all()]
         self._address = request.address()
         self._due_s = due_s
         self._timeout_s = timeout_s
@@ -140,7 +140,7 @@ class _OpenLoop:
         connection.due = index
         self._sent_s[index] = now_s
         self._sent += 1
-        connection.left = self._wire
+        connection.left = self._wires[index % len(self._wires)]
         self._write(connection)
 
     def _write(self, connection: _Connection) -> None:
@@ -336,10 +336,13 @@ class OpenLoopProcess:
         core: int | None = CLIENT_CORE,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        body, self._timeline = Path(self._folder.name, "body"), Path(self._folder.name, "timeline.json")
-        body.write_bytes(request.body)
+        self._timeline = Path(self._folder.name, "timeline.json")
         argv = [sys.executable, "-m", "benchmarks.load", "--json", "--url", request.url]
-        argv += ["--method", request.method, "--body", str(body), "--timeline", str(self._timeline)]
+        argv += ["--method", request.method, "--timeline", str(self._timeline)]
+        for number, content in enumerate((request.body, *request.more)):
+            body = Path(self._folder.name, f"body-{number}")
+            body.write_bytes(content)
+            argv += ["--body", str(body)]
         argv += ["--rate", str(rate), "--seconds", str(seconds), "--connections", str(connections)]
         argv += ["--timeout-s", str(timeout_s), "--spin-us", str(spin_us)] + ["--poisson"] * poisson
         for name, value in request.headers.items():
@@ -388,7 +391,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(prog="python -m benchmarks.load", description="open-loop load")
     arguments.add_argument("--url", required=True)
     arguments.add_argument("--method", default="POST")
-    arguments.add_argument("--body", type=Path, help="file with the body of every request")
+    arguments.add_argument(
+        "--body", type=Path, action="append", default=[], help="file with a body; of several, each in turn"
+    )
     arguments.add_argument("--header", action="append", default=[], metavar="NAME=VALUE")
     arguments.add_argument("--rate", type=float, default=1000.0, help="requests per second")
     arguments.add_argument("--seconds", type=float, default=10.0)
@@ -403,9 +408,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = arguments.parse_args(argv)
     if given.core is not None:
         os.sched_setaffinity(0, {given.core})
-    body = given.body.read_bytes() if given.body else b""
+    bodies = [path.read_bytes() for path in given.body] or [b""]
     headers = dict(pair.split("=", 1) for pair in given.header)
-    request = Request(given.url, body, headers, given.method)
+    request = Request(given.url, bodies[0], headers, given.method, tuple(bodies[1:]))
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
     result, timeline = open_loop(

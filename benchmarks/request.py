@@ -8,12 +8,18 @@ import msgspec
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One HTTP request, sent again and again."""
+    """One HTTP request, sent again and again; with `more` bodies, in turn with these."""
 
     url: str
     body: bytes = b""
     headers: dict[str, str] = {}
     method: str = "POST"
+    more: tuple[bytes, ...] = ()
+
+    def encode_all(self) -> list[bytes]:
+        """Each request as it goes over the wire, one for each body."""
+        bodies = (self.body, *self.more)
+        return [msgspec.structs.replace(self, body=body, more=()).encode() for body in bodies]
 
     def encode(self) -> bytes:
         """The request as it goes over the wire."""

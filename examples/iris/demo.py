@@ -1,4 +1,5 @@
-"""Owns the order of the demo: train, register, serve, predict, then release and roll back under load.
+"""Owns the order of the demo: train, register, serve, predict, release and roll back under load; then three
+versions that are released by evidence, of which two do not deserve it.
 
 make demo                the whole of it
 KEEP=1 make demo         leaves the node running and prints its URLs
@@ -26,6 +27,8 @@ from rich.console import Console
 
 from benchmarks.load import OpenLoopProcess
 from benchmarks.request import Request
+from examples.iris.evidence import register_forests, release_forests
+from examples.iris.evidence import table as evidence_table
 from examples.iris.models import Rows, irises, train
 from examples.iris.node import CommandFailed, DemoNode, Swap, Up
 from examples.iris.report import NOTE, Seen, exit_code, table
@@ -39,8 +42,12 @@ LOAD_STARTS_S = 20.0
 class Demo:
     """One run in a folder of its own."""
 
-    def __init__(self, folder: Path, swaps: int, rate: float, quiet_s: float) -> None:
+    def __init__(
+        self, folder: Path, swaps: int, rate: float, quiet_s: float, by_evidence: bool = True
+    ) -> None:
         self.node = DemoNode(folder / "home")
+        self._folder = folder
+        self._by_evidence = by_evidence
         self.up: Up | None = None
         self._swaps = swaps
         self._rate = rate
@@ -71,7 +78,23 @@ class Demo:
         self._console.print()
         self._console.print(table(seen))
         self._console.print(f"[dim]{NOTE}[/dim]", soft_wrap=True)
-        return exit_code(seen)
+        code = exit_code(seen)
+        return max(code, self._release_by_evidence(rows)) if self._by_evidence else code
+
+    def _release_by_evidence(self, rows: Rows) -> int:
+        assert self.up is not None
+        self._console.print()
+        with self._step("registering four random forests as plain Python") as progress:
+            register_forests(self.node, self._folder, rows, lambda now: progress(f": {now}"))
+        with self._step("releasing three of them by evidence", leaves_a_line=False):
+            seen = release_forests(self.node, self.up, rows, self.say)
+        self._console.print()
+        self._console.print(evidence_table(seen))
+        self._console.print(f"[dim]failed requests: {seen.load.failed:,} of {seen.load.sent:,}[/dim]")
+        for one in seen.ended:
+            self._console.print()
+            self._console.print(one.file.read_text(), markup=False, soft_wrap=True)
+        return seen.exit_code
 
     def _register(self, what: str, model: Any, rows: Rows, labels: Any) -> None:
         import interlock
@@ -226,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--swaps", type=int, default=10, help="releases, each rolled back (10)")
     arguments.add_argument("--rate", type=float, default=300.0, help="requests per second (300)")
     arguments.add_argument("--quiet-s", type=float, default=3.0, help="seconds of load before the swaps (3)")
+    arguments.add_argument("--only-swaps", action="store_true", help="leave the releases by evidence out")
     given = arguments.parse_args(argv)
     if given.swaps < 1 or given.rate <= 0 or given.quiet_s <= 0:
         arguments.error("--swaps, --rate and --quiet-s must be above 0")
@@ -233,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # what the demo registers is for its own home alone
     signal.signal(signal.SIGTERM, _leave)
     folder = Path(tempfile.mkdtemp(prefix="il-demo-"))
-    demo = Demo(folder, given.swaps, given.rate, given.quiet_s)
+    demo = Demo(folder, given.swaps, given.rate, given.quiet_s, not given.only_swaps)
     code, spoiled = 1, True
     try:
         code = demo.run()

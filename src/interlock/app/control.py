@@ -183,11 +183,9 @@ class Control:
         """From the thread of the rollout loop."""
         try:
             leave_certificate(self._context, row)
-        except (OSError, InterlockError) as error:
-            log.error(
-                "no certificate was left",
-                extra=logs.fields(release=row.id, model=row.model, error=str(error)),
-            )
+        except Exception:
+            # Whatever is in the log of a release, the next ones must go on.
+            log.exception("no certificate was left", extra=logs.fields(release=row.id, model=row.model))
 
     def certify_missed(self) -> None:
         """Leave the certificates that a control before this one was killed over."""

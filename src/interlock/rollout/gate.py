@@ -299,7 +299,8 @@ def _slower_than(which: Sequence[int]) -> Callable[[ArmTally, int], tuple[int, i
 def _versus(epochs: Sequence[EpochTally], of: Callable[[ArmTally, int], tuple[int, int]]) -> str:
     words = []
     for name in ("candidate", "incumbent"):
-        pairs = [of(getattr(epoch, name), index) for index, epoch in enumerate(epochs)]
+        # While the candidate had no share, what the incumbent did is no comparison.
+        pairs = [of(getattr(epoch, name), index) for index, epoch in enumerate(epochs) if epoch.weight > 0.0]
         bad, requests = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         words.append(f"{name} {bad:,} of {requests:,} ({bad / max(requests, 1):.2%})")
     return ", ".join(words)

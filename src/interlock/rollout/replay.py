@@ -35,7 +35,7 @@ def decisions(events: Iterable[Event]) -> list[tuple[int, int, Snapshot, Action]
     for event in events:
         record: dict[str, Any] | None = event.body.get("snapshot")
         if event.kind.startswith("release.") and record is not None and "decision" in record:
-            read = msgspec.convert(record, _Record)
+            read = msgspec.convert(record, _Record, str_keys=True)  # JSON has no other keys
             found.append((event.seq, read.decision, read.snapshot, read.action))
     return found
 
