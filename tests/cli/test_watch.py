@@ -1,5 +1,6 @@
 """`interlock watch` and `interlock certificate`: what they show, and with which code they leave."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from interlock.cli.control import AdminControl
 from interlock.cli.main import cli
+from interlock.cli.watch import _live
 from interlock.core.errors import NodeUnreachable
 from interlock.core.state import PairCounts
 from interlock.operations import release
@@ -178,6 +181,33 @@ def test_the_release_that_was_watched_ends_also_when_another_takes_its_place(ctx
         ending.join()
     assert done.exit_code == 1
     assert f"release {row.id}: version 2 of iris ended as superseded: version 1 was asked for" in done.stderr
+
+
+def test_on_a_terminal_the_picture_is_drawn_anew_until_the_end(
+    ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, height=60)
+    monkeypatch.setattr("interlock.cli.watch._console", lambda: console)
+    row = begun(ctx, SHADOW)
+    looks = Looks(iris=look(ctx, row, tried(1, 0.0, FEW)))
+
+    def end() -> None:
+        until(lambda: looks.asked >= 2, "two looks")
+        looks["iris"] = look(ctx, row, tried(1, 0.0, PairCounts(good=41, agreed=41)))
+        seen = looks.asked
+        until(lambda: looks.asked >= seen + 2, "another look")
+        decide(ctx, row, tried(1, 0.0, GOOD))
+        looks.clear()
+
+    with looking(ctx, looks) as api:
+        control = AdminControl(api.url, None)
+        ending = threading.Thread(target=end)
+        ending.start()
+        over = _live(control, control.rollout("iris"), 0.05)
+        ending.join()
+    assert over.state is ReleaseState.PASSED
+    assert "run by both 30" in screen.getvalue() and "run by both 41" in screen.getvalue()
 
 
 class Silent:

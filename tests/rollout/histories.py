@@ -9,6 +9,7 @@ from interlock.core.state import BOUNDS_S, PairCounts
 from interlock.evidence.exceedance import Cut
 from interlock.operations.context import Context
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
+from interlock.rollout.gate import Load
 from interlock.rollout.plan import (
     NEXT_STATE,
     SHADOW,
@@ -52,7 +53,8 @@ def look(
     assert version is not None
     ready = VersionStatus(row.model, row.number, version.digest, VersionState.READY)
     worker = WorkerView("worker-0", True, 1 if pending else 5, 5, ready)
-    ramp = RampView(time.time(), epochs, RATE_PER_S, CUTS)
+    load = Load(RATE_PER_S, 1, {1: 0.001, 16: 0.004})  # as of a version that was measured at registration
+    ramp = RampView(time.time(), epochs, RATE_PER_S, CUTS, load=load)
     live = ctx.ledger.live(row.model)
     snapshot = Snapshot(row, live, version.digest, 5, 10.0, (worker,), ramp=ramp)
     return snapshot, next_action(snapshot)
