@@ -105,6 +105,12 @@ def mirrored(**changes: Any) -> Route:
     )
 
 
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (nan, 0.0)])
+def test_a_range_holds_a_number(ends: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"range of output 'p': .* holds no number"):
+        Range("p", *ends)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -115,8 +121,6 @@ def mirrored(**changes: Any) -> Route:
         ({"tolerance": -1.0}, "tolerance -1.0"),
         ({"latency_ratio": 0.0}, "latency ratio 0.0"),
         ({"latency_ratio": inf}, "latency ratio inf"),
-        ({"ranges": (Range("p", 1.0, 0.0),)}, r"'p': \[1.0, 0.0\] holds no number"),
-        ({"ranges": (Range("p", nan, 0.0),)}, "holds no number"),
         ({"candidate": 0}, r"arm 0: want a candidate's index, one of \[1\]"),
         ({"candidate": 2}, "arm 2: want a candidate's index"),
     ],

@@ -93,7 +93,7 @@ def test_a_canary_lists_each_share_and_what_it_may_have_cost(ctx: Context) -> No
     assert (found.verdict, found.decided, found.harm) == ("done", "evidence", 1.0)
     assert [(stage.weight, stage.candidate) for stage in found.stages] == [(0.0, 0), (row.weight, 3000)]
     assert "within margin" in found.reason, "that of the decision: the end itself has none"
-    assert any("at most 50 requests beyond the margin" in line for line in found.guarantee)
+    assert any("at most 50 of its own requests beyond the margin" in line for line in found.guarantee)
     assert "is promoted with a probability" in found.guarantee[1]
     page = as_markdown(found)
     assert "9 clients got the incumbent's answer instead of a failure, 1 got none" in page

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from interlock.core.letters import ModelDesired
 from interlock.core.model import Model, Signature, Version
+from interlock.core.policy import Policy
+from interlock.core.route import Mirror
 from interlock.registry.rows import OPEN_STATES, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 
@@ -111,3 +113,24 @@ def test_a_live_version_that_is_released_again_is_loaded_once_under_the_newer_re
 def test_a_record_that_is_gone_takes_only_its_own_version() -> None:
     row = ModelRow(Model("a"), release(4, "a", "1", ReleaseState.DONE), None, {})
     assert build_desired("n", 1, [row]).models == ()
+
+
+def test_what_both_versions_run_follows_the_share_and_stops_with_a_pause_without_one() -> None:
+    policy = Policy(shadow=1.0, reverse=0.5, shielded=True)
+
+    def mirror(state: ReleaseState, weight: float) -> Mirror | None:
+        begun = msgspec.structs.replace(
+            release(8, "a", "2", state), strategy="canary", policy=policy, epoch=1, weight=weight
+        )
+        live = release(4, "a", "1", ReleaseState.DONE)
+        row = ModelRow(Model("a"), live, begun, {n: version("a", n) for n in ("1", "2")})
+        (model,) = build_desired("n", 1, [row]).models
+        assert model.route is not None
+        return model.route.mirror
+
+    shadow, canary = mirror(ReleaseState.RAMPING, 0.0), mirror(ReleaseState.RAMPING, 0.2)
+    assert shadow is not None and (shadow.shadow, shadow.reverse, shadow.shielded) == (1.0, 0.0, False)
+    assert canary is not None and (canary.shadow, canary.reverse, canary.shielded) == (0.0, 0.5, True)
+    assert mirror(ReleaseState.PAUSED, 0.2) == canary, "it goes on answering"
+    assert mirror(ReleaseState.PAUSED, 0.0) is None, "it may be what costs too much"
+    assert mirror(ReleaseState.SWITCHING, 0.2) is None and mirror(ReleaseState.ROLLING_BACK, 0.2) is None

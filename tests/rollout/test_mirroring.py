@@ -86,3 +86,26 @@ def test_the_mirror_of_a_share() -> None:
     assert (canary.shadow, canary.reverse, canary.shielded) == (0.0, 1.0, True)
     assert (canary.latency_ratio, canary.tolerance, canary.ranges) == (1.5, 0.1, policy.ranges)
     assert mirror_of(Policy(), 0.0) is None, "a policy of an older release, which says nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("output", "word"), [("z", "which has label, y"), ("text", "want outputs of numbers")]
+)
+def test_ranges_are_of_outputs_of_numbers(output: str, word: str) -> None:
+    outputs = (LABEL, Y) if output == "z" else (TensorSpec("text", "BYTES", (-1,)), Y)
+    with pytest.raises(ConfigError, match=word):
+        settled(Policy(ranges=(Range(output, 0.0, 1.0),)), version("1", outputs), version("2", outputs))
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        TensorSpec("text", "BYTES", (-1,)),
+        TensorSpec("ids", "INT64", (-1, 10)),
+        TensorSpec("mask", "BOOL", (-1, 8)),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_texts_and_lists_may_differ_everywhere(output: TensorSpec) -> None:
+    found = settled(Policy(), version("1", (output,)), version("2", (output,)))
+    assert (found.shadow, found.most_disagreement) == (1.0, 1.0)

@@ -53,9 +53,10 @@ def test_a_canary_says_its_harm_and_how_many_more_requests_its_budget_allows(ctx
     row = begun(ctx, CANARY)
     few = seen(view(*look(ctx, row, tried(1, 0.0, PairCounts(good=30, agreed=30))), 5.0))
     assert few.judgement is not None and few.may_send is not None
-    assert few.may_send == pytest.approx(POLICY.budget / (few.judgement.excess_most - POLICY.margin))
+    assert few.judgement.excess_most == 1.0, "what copies did says nothing of answers"
+    assert few.may_send == pytest.approx(POLICY.budget / (1.0 - POLICY.margin))
     many = seen(view(*look(ctx, row, tried(1, 0.0, GOOD)), 5.0))
-    assert (many.decided, many.may_send) == ("weight", None), "known to be within the margin: no limit"
+    assert (many.decided, many.may_send) == ("weight", few.may_send)
     assert many.why.startswith("the harm budget allows")
 
 

@@ -165,6 +165,22 @@ def test_a_shadow_that_was_given_up_takes_nobody_with_it(state: VersionState) ->
     assert not ready(desired, held((ONE, state), (TWO, READY)), a=SHADOW)
 
 
+@pytest.mark.parametrize("state", [None, LOADING, FAILED, QUARANTINED])
+@pytest.mark.parametrize("route", [None, SHADOW])
+def test_nobody_who_is_answered_waits_for_a_shadow(state: VersionState | None, route: Route | None) -> None:
+    """A worker that starts in the middle of a shadow answers as soon as the incumbent is loaded."""
+    desired = wanted(ONE, TWO, route=SHADOW)
+    have = held((ONE, READY), *([] if state is None else [(TWO, state)]))
+    alone = replace(SHADOW, arms=SHADOW.arms[:1], mirror=None)
+    routes = {} if route is None else {"a": route}
+    quarantined = frozenset([TWO.key] if state is QUARANTINED else [])
+    assert plan((desired,), 1, have, routes, quarantined)[0] == Swap(Model("a"), alone)
+    again = [step for step in plan((desired,), 1, have, {"a": alone}, quarantined) if isinstance(step, Swap)]
+    assert again == [], "and stays so until the shadow is loaded"
+    both = held((ONE, READY), (TWO, READY))
+    assert plan((desired,), 1, both, {"a": alone}, frozenset()) == [Swap(Model("a"), SHADOW)]
+
+
 def test_a_route_that_would_run_side_effects_twice_never_comes_into_force() -> None:
     costly = a_version("a", "2", side_effect_free=False)
     for two, steps in ((TWO, [Swap(Model("a"), SHADOW)]), (costly, [])):

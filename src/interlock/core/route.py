@@ -34,6 +34,12 @@ class Range(msgspec.Struct, frozen=True):
     least: float | None = None
     greatest: float | None = None
 
+    def __post_init__(self) -> None:
+        least = -math.inf if self.least is None else self.least
+        greatest = math.inf if self.greatest is None else self.greatest
+        if not least <= greatest:
+            raise ConfigError(f"range of output '{self.output}': [{least}, {greatest}] holds no number")
+
 
 class Mirror(msgspec.Struct, frozen=True):
     """Which requests the incumbent (the first arm) and one candidate both run, and how that is judged.
@@ -72,11 +78,6 @@ class Mirror(msgspec.Struct, frozen=True):
                 f"mirror tolerance {self.tolerance}, latency ratio {self.latency_ratio}: want a tolerance of"
                 f" 0 or more and a finite ratio above 0, such as 1.2"
             )
-        for one in self.ranges:
-            least = -math.inf if one.least is None else one.least
-            greatest = math.inf if one.greatest is None else one.greatest
-            if not least <= greatest:
-                raise ConfigError(f"range of output '{one.output}': [{least}, {greatest}] holds no number")
 
 
 class Route(msgspec.Struct, frozen=True):

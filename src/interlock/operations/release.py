@@ -127,9 +127,14 @@ def resume(ctx: Context, name: str, budget: float | None = None) -> ReleaseRow:
 def promote(ctx: Context, name: str) -> ReleaseRow:
     """Give a canary all requests, whatever the evidence.
 
-    Raises: ModelNotFound; ReleaseRefused where none is ramping or paused.
+    Raises: ModelNotFound; ReleaseRefused where none is ramping or paused, and for a shadow.
     """
     row = _under_way(ctx, name, "promoted", ReleaseState.RAMPING, ReleaseState.PAUSED)
+    if row.strategy == SHADOW:
+        raise ReleaseRefused(
+            f"release {row.id} of {name!r} (version {row.number}) is a shadow, which never goes live: abort "
+            f"it and release the version with: interlock release {name} {row.number}"
+        )
     return _step(ctx, row, ReleaseState.SWITCHING, "promoted by hand")
 
 

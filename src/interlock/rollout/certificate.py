@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from interlock.core.policy import Policy
+from interlock.core.policy import Policy, Unit
 from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow
@@ -184,19 +184,31 @@ def _said(gate: Gate) -> str:
 
 def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[str, ...]:
     alarms = sum(gate.kind is Kind.ALARM for gate in gates)
+    limit = policy.most_disagreement
+    alike = (
+        f", and whose answers differ in at most {limit:.3g} of all,"
+        if limit is not None and limit < 1.0
+        else ""
+    )
     proofs = [gate.name for gate in gates if gate.kind is Kind.PROMOTION]
     what = "called failed" if row.strategy == SHADOW else "rolled back"
     through = "passed" if row.strategy == SHADOW else "promoted"
     found = [
-        f"A candidate that is no worse is {what} by one of the {alarms} alarms with a probability of at most "
-        f"{policy.alpha:.2%}, however long this runs and however often one looks.",
+        f"A candidate that is no worse{alike} is {what} by one of the {alarms} alarms with a probability of "
+        f"at most {policy.alpha:.2%}, however long this runs and however often one looks.",
         f"A candidate that misses one of the margins ({', '.join(proofs)}) is {through} with a probability "
         f"of at most {policy.alpha:.2%}.",
     ]
     if row.strategy != SHADOW:
         found.append(
-            f"The share was kept such that at most {policy.budget:g} requests beyond the margin of "
-            f"{policy.margin:.2%} fail because of the trial, with confidence 95 %."
+            f"The share was kept such that the candidate fails at most {policy.budget:g} of its own requests "
+            f"beyond the margin of {policy.margin:.2%} because of the trial, with confidence 95 %. What "
+            "copies cost the incumbent's clients is not counted."
+        )
+    if policy.unit is Unit.HEADER:
+        found.append(
+            "Units stick to a version here: what is said of the alarms holds for those of pairs, and not for "
+            "those that count requests by version (latency)."
         )
     found.append(
         "Assumed: docs/explanation/evidence.md, 'What is assumed'. A person's decision proves nothing."

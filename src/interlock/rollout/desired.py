@@ -7,7 +7,7 @@ import msgspec
 from interlock.core.letters import Desired, ModelDesired
 from interlock.core.model import Model, Version
 from interlock.core.policy import Unit
-from interlock.core.route import Arm, Route, single
+from interlock.core.route import Arm, Mirror, Route, single
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import mirror_of
 from interlock.rollout.tally import CANDIDATE, INCUMBENT
@@ -84,6 +84,13 @@ def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
             Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight),
             Arm(CANDIDATE, "candidate", begun.number, begun.weight),
         ),
-        mirror=None if begun.policy is None else mirror_of(begun.policy, begun.weight),
+        mirror=_mirror(begun),
         sticky=begun.policy is not None and begun.policy.unit is Unit.HEADER,
     )
+
+
+def _mirror(begun: ReleaseRow) -> Mirror | None:
+    """What both versions run; nothing where it has no share and waits for a person: it may be too much."""
+    if begun.policy is None or (begun.state is ReleaseState.PAUSED and begun.weight == 0.0):
+        return None
+    return mirror_of(begun.policy, begun.weight)

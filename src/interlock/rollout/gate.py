@@ -16,7 +16,7 @@ import msgspec
 
 from interlock.core.policy import Policy, Unit
 from interlock.core.verdict import Verdict
-from interlock.evidence import attribution, difference, ratio
+from interlock.evidence import attribution, difference, paired, ratio
 from interlock.evidence.combine import requests_needed
 from interlock.evidence.epochs import Epoch
 from interlock.evidence.exceedance import LEVELS
@@ -53,16 +53,15 @@ def judge(
     """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
     this number are no evidence of a mismatch any more, since a person has looked at it. Not `answers`: a
     shadow, of which only pairs tell."""
-    asked = [Epoch(e.weight, e.incumbent.requests, e.candidate.requests) for e in epochs]
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
     threshold = log_threshold(policy.alpha, _number_of_alarms(policy))
     gates = [*_alarms(epochs, bad, policy, threshold), *paired_gates.alarms(epochs, policy, threshold)]
     if answers:
         gates += _holds(epochs, policy, load, ratio_since)
-        proofs = _proofs(epochs, asked, bad, policy)
+        proofs = _proofs(epochs, policy)
     else:
         gates.append(paired_gates.slow_shadow(epochs, policy))
-        proofs = [paired_gates.errors_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
+        proofs = [paired_gates.copies_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
     pairs = paired_gates.total(epochs)
     stops = [gate.message for gate in gates if gate.kind is Kind.ALARM and gate.verdict is Verdict.FAIL]
     holds = [gate.message for gate in gates if gate.kind is Kind.HOLD and gate.verdict is Verdict.FAIL]
@@ -77,22 +76,44 @@ def judge(
         incumbent_bad=sum(e.incumbent.bad for e in epochs),
         candidate_requests=sum(e.candidate.requests for e in epochs),
         candidate_bad=sum(e.candidate.bad for e in epochs),
-        excess_most=(
-            paired_gates.excess_most(pairs) if policy.is_paired else excess_most(asked, bad, BUDGET_ALPHA)
-        ),
+        excess_most=excess_most(epochs, policy, BUDGET_ALPHA),
         harm=float(pairs.unshielded) if policy.shielded else _harm(epochs),
         requests_needed=max(known) if known and len(known) == len(needed) else None,
         pairs=pairs,
     )
 
 
-def excess_most(asked: Sequence[Epoch], bad: Sequence[Epoch], alpha: float) -> float:
+def excess_most(epochs: Sequence[EpochTally], policy: Policy, alpha: float) -> float:
     """The upper end of the confidence sequence of the excess of bad answers, in [-1, 1]: what a ramp goes
     by."""
-    found = last_rejected(
-        lambda margin: difference.log_e_safe(asked, bad, margin), _END, -_END, log_threshold(alpha)
-    )
+    log_e = _log_e_within(epochs, policy)
+    found = last_rejected(lambda margin: log_e(margin, 0.0), _END, -_END, log_threshold(alpha))
     return 1.0 if found is None else found
+
+
+def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[float, float], float]:
+    """ln E against "the candidate's answers are bad at least `margin` more often", by the margin and by how
+    many more requests of the model have come, at the present weight and rates.
+
+    Of two e-processes, of counts by arm and of pairs, half of each is bet on: the greater one counts, less
+    ln 2. Where units stick to an arm, counts prove nothing; without pairs, there are only counts.
+    """
+    asked = [Epoch(e.weight, e.incumbent.requests, e.candidate.requests) for e in epochs]
+    bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
+    pairs = paired_gates.failures(paired_gates.total(paired_gates.served(epochs)))
+    weight = epochs[-1].weight if epochs else 0.0
+
+    def by_arm(margin: float, more: float) -> float:
+        return difference.log_e_safe(*_after(asked, bad, weight, more), margin)
+
+    def by_pair(margin: float, more: float) -> float:
+        return paired.log_e_safe(paired_gates.grown(pairs, more * weight * (policy.reverse or 0.0)), margin)
+
+    if not policy.reverse:
+        return by_arm
+    if policy.unit is Unit.HEADER:
+        return by_pair
+    return lambda margin, more: max(by_arm(margin, more), by_pair(margin, more)) - log(2.0)
 
 
 def level_name(level: float) -> str:
@@ -116,7 +137,7 @@ def _alarms(
     epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy, threshold: float
 ) -> list[Gate]:
     found = []
-    if "errors" in policy.guardrails:
+    if "errors" in policy.guardrails and not (policy.unit is Unit.HEADER and policy.reverse):
         words = f"bad answers: {_versus(epochs, _errors)}"
         found.append(alarm("errors", attribution.log_e_harm(bad), threshold, words))
     for level in _levels(policy) if "latency" in policy.guardrails else ():
@@ -196,13 +217,8 @@ def _batch_s(profile: dict[int, float], rows: float) -> float:
     return profile[sizes[-1]] * rows / sizes[-1]
 
 
-def _proofs(
-    epochs: Sequence[EpochTally], asked: Sequence[Epoch], bad: Sequence[Epoch], policy: Policy
-) -> list[Gate]:
-    if policy.is_paired:
-        errors = paired_gates.errors_proof(epochs, policy)
-    else:
-        errors = _proof("errors within margin", asked, bad, policy.margin, policy, _versus(epochs, _errors))
+def _proofs(epochs: Sequence[EpochTally], policy: Policy) -> list[Gate]:
+    errors = _errors_proof(epochs, policy)
     if policy.unit is Unit.HEADER and policy.shadow:
         # Answers of sticky units prove nothing about latency; their copies do.
         return [errors, paired_gates.compute_proof(epochs, policy)]
@@ -218,45 +234,65 @@ def _proofs(
     words = f"above the cuts at {level_name(level).removeprefix('latency ')}: " + _versus(
         [e for e, _ in at], _slower_than([k for _, k in at])
     )
-    return [errors, _proof("latency within margin", timed, slow, MOST_EXCESS[level], policy, words)]
+    return [errors, _latency_proof(timed, slow, MOST_EXCESS[level], policy, words)]
 
 
-def _proof(
-    name: str, asked: Sequence[Epoch], bad: Sequence[Epoch], margin: float, policy: Policy, words: str
+def _latency_proof(
+    timed: Sequence[Epoch], slow: Sequence[Epoch], margin: float, policy: Policy, words: str
 ) -> Gate:
-    threshold = log_threshold(policy.alpha)
-    log_e = difference.log_e_safe(asked, bad, margin)
+    name, threshold = "latency within margin", log_threshold(policy.alpha)
+    weight = timed[-1].weight
+
+    def log_e(more: float) -> float:
+        return difference.log_e_safe(*_after(timed, slow, weight, more), margin)
+
     if policy.unit is Unit.HEADER:
-        return Gate(
-            name,
-            Kind.PROMOTION,
-            Verdict.UNDECIDED,
-            as_log10(log_e),
-            as_log10(threshold),
-            f"{name}: {words}; counts of requests prove nothing where units stick to an arm: promote by hand",
-        )
+        return _unprovable(name, log_e(0.0), threshold, words)
+    return _proved(name, log_e, threshold, margin, words)
+
+
+def _errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
+    log_e, threshold = _log_e_within(epochs, policy), log_threshold(policy.alpha)
+    words = _versus(epochs, _errors)
+    if policy.reverse:
+        pairs = paired_gates.total(paired_gates.served(epochs))
+        words = f"{words}; of its own that both ran {paired_gates.failed_words(pairs)}"
+    name = "errors within margin"
+    if policy.unit is Unit.HEADER and not policy.reverse:
+        return _unprovable(name, log_e(policy.margin, 0.0), threshold, words)
+    return _proved(name, lambda more: log_e(policy.margin, more), threshold, policy.margin, words)
+
+
+def _unprovable(name: str, log_e: float, threshold: float, words: str) -> Gate:
+    message = (
+        f"{name}: {words}; counts of requests prove nothing where units stick to an arm: promote by hand"
+    )
+    return Gate(name, Kind.PROMOTION, Verdict.UNDECIDED, as_log10(log_e), as_log10(threshold), message)
+
+
+def _proved(
+    name: str, log_e_after: Callable[[float], float], threshold: float, margin: float, words: str
+) -> Gate:
+    log_e = log_e_after(0.0)
     verdict = Verdict.PASS if log_e >= threshold else Verdict.UNDECIDED
     message = (
         f"{name}: {words}, {margin:.2%} more is allowed; evidence 10^{as_log10(log_e):.1f}, "
         f"wanted 10^{as_log10(threshold):.1f}"
     )
-    needed = requests_needed(_after(asked, bad, margin), threshold)
+    needed = requests_needed(log_e_after, threshold)
     return Gate(name, Kind.PROMOTION, verdict, as_log10(log_e), as_log10(threshold), message, needed)
 
 
-def _after(asked: Sequence[Epoch], bad: Sequence[Epoch], margin: float) -> Callable[[float], float]:
-    """ln E after n more requests at the present weight and the rates so far."""
-    weight = asked[-1].weight if asked else 0.0
+def _after(
+    asked: Sequence[Epoch], bad: Sequence[Epoch], weight: float, more: float
+) -> tuple[list[Epoch], list[Epoch]]:
+    """The counts after n more requests at this weight and the rates so far."""
+    if not more:
+        return [*asked], [*bad]
     totals = [(sum(e.incumbent for e in of), sum(e.candidate for e in of)) for of in (bad, asked)]
     rates = [hits / of if of else 0.0 for hits, of in zip(*totals, strict=True)]
-
-    def log_e(more: float) -> float:
-        a, b = (1.0 - weight) * more, weight * more
-        return difference.log_e_safe(
-            [*asked, Epoch(weight, a, b)], [*bad, Epoch(weight, a * rates[0], b * rates[1])], margin
-        )
-
-    return log_e
+    a, b = (1.0 - weight) * more, weight * more
+    return [*asked, Epoch(weight, a, b)], [*bad, Epoch(weight, a * rates[0], b * rates[1])]
 
 
 def _proved_cut(epoch: EpochTally, policy: Policy) -> int | None:

@@ -12,7 +12,8 @@ from interlock.rollout.tally import CANDIDATE, INCUMBENT
 
 MOST_DISAGREEMENT = 0.2
 """Of labels, where the user names no share: a version that is retrained differs in a few, a broken one in
-most."""
+most. Only of outputs with one whole number or truth value a row: texts and lists differ where nothing is
+wrong."""
 _ON: dict[str, Any] = {"shadow": 1.0, "reverse": 1.0, "shielded": True}
 _OFF: dict[str, Any] = {"shadow": 0.0, "reverse": 0.0, "shielded": False, "most_disagreement": 1.0}
 
@@ -23,6 +24,13 @@ def settled(policy: Policy, incumbent: Version | None, candidate: Version, answe
     `incumbent` None: there is nothing to compare with. Not `answers`: a shadow, whose answers nobody gets.
     Raises: ConfigError for what the user asked for and the versions do not allow.
     """
+    outputs = {spec.name: DATATYPES[spec.datatype].kind for spec in candidate.signature.outputs}
+    unknown = [one.output for one in policy.ranges if outputs.get(one.output, "O") not in "fiu"]
+    if unknown:
+        raise ConfigError(
+            f"ranges of {', '.join(unknown)}: want outputs of numbers of version {candidate.number} of "
+            f"{candidate.model!r}, which has {', '.join(outputs)}"
+        )
     if incumbent is None:
         return msgspec.structs.replace(policy, **_OFF)
     found: dict[str, Any] = {}
@@ -77,5 +85,9 @@ def _share_labels(incumbent: Version, candidate: Version) -> bool:
     if not (incumbent.capabilities.deterministic and candidate.capabilities.deterministic):
         return False
     theirs = {(spec.name, spec.datatype) for spec in incumbent.signature.outputs}
-    mine = {(spec.name, spec.datatype) for spec in candidate.signature.outputs}
-    return any(DATATYPES[datatype].kind != "f" for _, datatype in mine & theirs)
+    shared = [spec for spec in candidate.signature.outputs if (spec.name, spec.datatype) in theirs]
+    # The first one that is not of fractions is what is compared (`serving/agreement.py`).
+    labels = [spec for spec in shared if DATATYPES[spec.datatype].kind != "f"]
+    return (
+        bool(labels) and DATATYPES[labels[0].datatype].kind in "biu" and labels[0].shape in ((-1,), (-1, 1))
+    )

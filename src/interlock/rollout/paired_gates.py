@@ -4,10 +4,13 @@ No gate here needs to know who was assigned to which arm: traffic may ramp and d
 an arm. Alarms: only the candidate fails; its answers are unsound; they differ from the incumbent's in more
 than a share; it takes longer to compute. Proofs: it fails within the margin; it takes no longer to compute.
 
-Whose run of a pair comes first is no chance: in a shadow the client's run is the incumbent's, and the copy
-that waits behind it may be held up by what else the node does. So a longer time counts against a candidate
-only where its own run was the client's (a reverse shadow), and in its favour only where its run was the copy
-(a shadow): what is left of the bias is against the gate.
+A shadow shows how a candidate fails on requests, and not how it fails in serving: nothing waits for a copy,
+and it is never encoded. So what lets a canary through, and what bounds its harm, is counted on the requests
+that it answered (a reverse shadow); a shadow can only stop it, or let it have its first requests.
+
+Whose run of a pair comes first is no chance: the copy finds warm caches, and is held up by what else the node
+does. So an alarm about times wants more than a majority (`COMPUTE_MARGIN`), of batches that took longer than
+`slower` times the incumbent's and .1 ms: two equal versions are far from that, whoever runs first.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +25,27 @@ from interlock.evidence.paired import Pairs
 from interlock.rollout.judgement import BUDGET_ALPHA, Gate, Kind, alarm, as_log10
 from interlock.rollout.tally import EpochTally
 
-COMPUTE_MARGIN = 0.0
-"""By how much more often it may be slower than `slower` times the incumbent than not: never more often."""
+COMPUTE_MARGIN = 0.3
+"""So much more often than not a candidate's batch may be the slower one before that is an alarm: .3 is 65 %
+of all batches. A proof wants it to be the faster one more often than not."""
 
 
 def total(epochs: Sequence[EpochTally]) -> PairCounts:
-    """All pairs of a release."""
+    """All pairs of these epochs."""
     found = PairCounts()
     for epoch in epochs:
         found = found.merge(epoch.pairs)
     return found
+
+
+def served(epochs: Sequence[EpochTally]) -> list[EpochTally]:
+    """The epochs in which the candidate answered clients."""
+    return [epoch for epoch in epochs if epoch.weight > 0.0]
+
+
+def copied(epochs: Sequence[EpochTally]) -> list[EpochTally]:
+    """The epochs in which the candidate ran copies alone."""
+    return [epoch for epoch in epochs if epoch.weight == 0.0]
 
 
 def number_of_alarms(policy: Policy) -> int:
@@ -48,7 +62,9 @@ def alarms(epochs: Sequence[EpochTally], policy: Policy, threshold: float) -> li
         return []
     pairs, found = total(epochs), []
     if "errors" in policy.guardrails:
-        found.append(alarm("paired errors", paired.log_e_harm(failures(pairs)), threshold, _failed(pairs)))
+        found.append(
+            alarm("paired errors", paired.log_e_harm(failures(pairs)), threshold, failed_words(pairs))
+        )
     if "outputs" in policy.guardrails:
         unsound = Pairs(worse=pairs.unsound_worse, same=pairs.unsound_both, better=pairs.unsound_better)
         words = f"not finite or out of range: {_whose(unsound)}, both {pairs.unsound_both:,}"
@@ -56,7 +72,7 @@ def alarms(epochs: Sequence[EpochTally], policy: Policy, threshold: float) -> li
     if _limits_disagreement(policy):
         found.append(alarm("disagreement", _log_e_differ(pairs, policy), threshold, _differ(pairs, policy)))
     if "latency" in policy.guardrails and policy.reverse:
-        times = compute(total([e for e in epochs if e.weight > 0.0]))
+        times = compute(total(served(epochs)))
         log_e = paired.log_e_harm(times, COMPUTE_MARGIN)
         found.append(alarm("compute", log_e, threshold, _took(times, policy)))
     return found
@@ -64,7 +80,7 @@ def alarms(epochs: Sequence[EpochTally], policy: Policy, threshold: float) -> li
 
 def slow_shadow(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     """Whether the copies of a shadow take longer: a matter for a person, since copies wait for clients."""
-    times = compute(total([e for e in epochs if e.weight == 0.0]))
+    times = compute(total(copied(epochs)))
     threshold = log_threshold(policy.alpha)
     gate = alarm("compute", paired.log_e_harm(times, COMPUTE_MARGIN), threshold, _took(times, policy))
     verdict = gate.verdict if gate.verdict is Verdict.FAIL else Verdict.PASS
@@ -78,13 +94,13 @@ def slow_shadow(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     )
 
 
-def errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
-    """That the candidate fails at most `margin` more often."""
-    pairs = failures(total(epochs))
-    words = f"{_failed(total(epochs))}, {policy.margin:.2%} more is allowed"
+def copies_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
+    """That copies fail at most `margin` more often: what a shadow can prove."""
+    pairs = failures(total(copied(epochs)))
+    words = f"{failed_words(total(copied(epochs)))}, {policy.margin:.2%} more is allowed"
     return proof(
         "errors within margin",
-        lambda more: paired.log_e_safe(_grown(pairs, more), policy.margin),
+        lambda more: paired.log_e_safe(grown(pairs, more), policy.margin),
         epochs,
         policy,
         words,
@@ -93,12 +109,12 @@ def errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
 
 def compute_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     """That the candidate's batches take longer than `slower` times the incumbent's less often than not."""
-    times = compute(total([e for e in epochs if e.weight == 0.0]))
+    times = compute(total(copied(epochs)))
     drawn = total(epochs).good
     share = times.count / drawn if drawn else 0.0
     return proof(
         "compute within margin",
-        lambda more: paired.log_e_safe(_grown(times, more * share), COMPUTE_MARGIN),
+        lambda more: paired.log_e_safe(grown(times, more * share), 0.0),
         epochs,
         policy,
         _took(times, policy),
@@ -121,17 +137,17 @@ def proof(
     return Gate(name, Kind.PROMOTION, verdict, as_log10(log_e), as_log10(threshold), message, needed)
 
 
-def excess_most(pairs: PairCounts) -> float:
-    """The upper end of the confidence sequence of the excess of failures, in [-1, 1]."""
-    return paired.excess_interval(failures(pairs), 2 * BUDGET_ALPHA).greatest
+def copies_excess_most(epochs: Sequence[EpochTally]) -> float:
+    """The upper end of the confidence sequence of how much more often copies fail, in [-1, 1]."""
+    return paired.excess_interval(failures(total(copied(epochs))), 2 * BUDGET_ALPHA).greatest
 
 
 def needed_to_clear(epochs: Sequence[EpochTally], policy: Policy, excess: float) -> float | None:
-    """About how many more requests until the excess is known to be below `excess`."""
-    pairs = failures(total(epochs))
+    """About how many more requests until copies are known to fail less than `excess` more often."""
+    pairs = failures(total(copied(epochs)))
     threshold = log_threshold(BUDGET_ALPHA)
     return needed_requests(
-        lambda more: paired.log_e_safe(_grown(pairs, more), excess), threshold, epochs, policy
+        lambda more: paired.log_e_safe(grown(pairs, more), excess), threshold, epochs, policy
     )
 
 
@@ -158,7 +174,7 @@ def compute(pairs: PairCounts) -> Pairs:
     return Pairs(worse=pairs.slower, same=0, better=pairs.faster)
 
 
-def _grown(pairs: Pairs, more: float) -> Pairs:
+def grown(pairs: Pairs, more: float) -> Pairs:
     """After so many more pairs at the rates so far."""
     if not pairs.count:
         return Pairs(same=more)
@@ -177,7 +193,8 @@ def _log_e_differ(pairs: PairCounts, policy: Policy) -> float:
     return log_tilted(pairs.disagreed, [(pairs.disagreed + pairs.agreed, limit)], attribution.HARM)
 
 
-def _failed(pairs: PairCounts) -> str:
+def failed_words(pairs: PairCounts) -> str:
+    """Who failed of the requests that both ran, for people."""
     count = pairs.good + pairs.worse + pairs.better + pairs.bad
     return f"{_whose(failures(pairs))}, both {pairs.bad:,} of {count:,} requests that both ran"
 

@@ -26,7 +26,7 @@ from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.forecast import forecast, in_words
 from interlock.rollout.gate import judge
 from interlock.rollout.judgement import Judgement, Kind
-from interlock.rollout.paired_gates import needed_to_clear
+from interlock.rollout.paired_gates import copies_excess_most, needed_to_clear
 from interlock.rollout.ramp import CLEAR_MARGINS, Allowance, allowance
 from interlock.rollout.snapshot import Snapshot, WorkerView
 
@@ -228,7 +228,7 @@ def _ramp(snapshot: Snapshot) -> Action:
     judgement = judged(snapshot)
     if ramp is None or judgement is None:
         return Hold("it has not been counted yet")
-    if judgement.hold:
+    if judgement.hold and not (row.strategy == SHADOW and row.resumed_s is not None):
         return Pause(judgement.hold, weight=0.0)
     if judgement.proved:
         proofs = "; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION)
@@ -274,7 +274,9 @@ def _in_shadow(snapshot: Snapshot, judgement: Judgement) -> str:
         return ""
     clear = CLEAR_MARGINS * policy.margin
     # Where copies find no place there is nothing to wait for: the harm budget bounds what comes.
-    if judgement.excess_most <= clear or (pairs.dropped > ran and pairs.dropped + ran >= LEAST_DRAWN):
+    if copies_excess_most(ramp.epochs) <= clear or (
+        pairs.dropped > ran and pairs.dropped + ran >= LEAST_DRAWN
+    ):
         return "" if ramp.rate_per_s is not None else "the traffic is being measured"
     needed = needed_to_clear(ramp.epochs, policy, clear)
     return f"a shadow, {ran:,} copies: {in_words(needed, ramp.rate_per_s, 'until it answers its first')}"

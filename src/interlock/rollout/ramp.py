@@ -34,12 +34,6 @@ it is, the more requests of the candidate an alarm takes (twice as many at .5 as
 the budget."""
 
 
-FIRST_WEIGHT = 0.05
-FIRST_REQUESTS = 20
-"""The first share is at most `FIRST_WEIGHT`, or what sends the candidate `FIRST_REQUESTS` within
-`HORIZON_S`, until it has answered so many: a shadow knows how it fails, and nothing of how it serves."""
-
-
 class Allowance(msgspec.Struct, frozen=True):
     """`requests`: how many more the candidate may be sent at the present knowledge, None for no limit.
     `weight`: what it may have now; 0 when nothing more may be risked."""
@@ -69,8 +63,6 @@ def allowance(
     at_once = OVERSHOOT * policy.budget / (rate_per_s * REACTION_S * max(excess_most, policy.margin))
     clear = excess_most <= CLEAR_MARGINS * policy.margin
     most = policy.most_weight if clear else min(policy.most_weight, CAUTIOUS_WEIGHT)
-    if candidate_requests < FIRST_REQUESTS:
-        most = min(most, max(FIRST_WEIGHT, on_grid(FIRST_REQUESTS / (rate_per_s * HORIZON_S), 1.0)))
     found = on_grid(min(spread, at_once), most)
     if left > weight * rate_per_s * REACTION_S:
         found = max(found, weight)

@@ -196,6 +196,10 @@ class Mirrored:
         self._to_rescue.append(pair)
         self._wake()
 
+    def guard(self, pair: Pair, until_s: float) -> None:
+        self._guarded[pair] = until_s
+        self._watch()
+
     def dropped(self, pair: Pair) -> None:
         pair.theirs = VOID
         self.pairs.cells[DROPPED] += 1
@@ -204,7 +208,7 @@ class Mirrored:
         """One of the two runs is over, or the client is: count the pair when both runs are."""
         if pair.mine == PENDING:
             return
-        if self._guarded:
+        if self._guarded and pair.answered:
             self._guarded.pop(pair, None)
         if pair.theirs == PENDING:
             return
@@ -274,7 +278,12 @@ class Mirrored:
                 self.ended(pair)
                 continue
             spare_rows -= pair.request.rows
-            jobs.append((self._again(pair.request, PRIORITY_COPY, now), CopySink(pair)))
+            jobs.append(
+                (
+                    self._again(pair.request, PRIORITY_COPY, now, self._until(pair.request, now)),
+                    CopySink(pair),
+                )
+            )
             copied.append(pair)
         tickets = other.start(jobs, repeat(self._copy_id), self._timed_copies)
         for pair, ticket in zip(copied, tickets, strict=True):
@@ -293,7 +302,8 @@ class Mirrored:
             if pair.theirs == PENDING and pair.copy is not None and pair.copy.running:
                 pair.asked = False  # the copy has begun and is as soon
                 continue
-            jobs.append((self._again(pair.request, pair.request.priority, now), RescueSink(pair)))
+            request = pair.request
+            jobs.append((self._again(request, request.priority, now, request.deadline_s), RescueSink(pair)))
             rescued.append(pair)
         tickets = other.start(jobs, repeat(self._copy_id), self._copies)
         for pair, ticket in zip(rescued, tickets, strict=True):
@@ -301,12 +311,17 @@ class Mirrored:
                 pair.rescue = ticket
         other.step()
 
-    def _again(self, request: Request, priority: int, now: float) -> Request:
+    def _until(self, request: Request, now: float) -> float:
+        """The deadline of a copy. It waits behind all that clients wait for, and that must not make it late:
+        it has the client's time once for waiting, and once for running."""
+        return now + 2.0 * (request.deadline_s - request.received_s)
+
+    def _again(self, request: Request, priority: int, now: float, deadline_s: float) -> Request:
         return Request(
             request.model,
             request.inputs,
             request.rows,
-            request.deadline_s,
+            deadline_s,
             now,
             outputs=request.outputs if self._same_outputs else None,
             priority=priority,
@@ -325,7 +340,10 @@ class Mirrored:
         now = monotonic()
         for pair in [pair for pair, since_s in self._guarded.items() if since_s <= now]:
             del self._guarded[pair]
-            pair.want()
+            if pair.wanted and pair.mine != PENDING:
+                pair.too_late()
+            else:
+                pair.want()
         if self._guarded:
             self._watch()
 

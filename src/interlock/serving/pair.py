@@ -34,6 +34,7 @@ class Home(Protocol):
     """What a pair needs of the target that it was made by."""
 
     shielded: bool
+    is_candidate: bool
     pairs: Slot
     was_unsent: bool
 
@@ -41,6 +42,7 @@ class Home(Protocol):
     def answering(self, copies: bool) -> None: ...
     def next_id(self) -> bytes: ...
     def rescue(self, pair: "Pair") -> None: ...
+    def guard(self, pair: "Pair", until_s: float) -> None: ...
     def dropped(self, pair: "Pair") -> None: ...
     def ended(self, pair: "Pair") -> None: ...
 
@@ -109,6 +111,10 @@ class Pair:
     def fail(self, error: InterlockError, request_id: bytes) -> None:
         home = self.home
         self.mine = kind_of(error, request_id)
+        if not request_id and home.is_candidate and isinstance(error, Unavailable):
+            self.mine = (
+                FAULTY  # its queue was full, or too slow: the route had chosen it, and it did not answer
+            )
         if not self.answered:
             if home.shielded and (request_id or _is_busy(error)):
                 self.error, self.request_id = error, request_id
@@ -149,12 +155,19 @@ class Pair:
         if self.copy_run is not None:
             self._shield(self.copy_run.response)
         elif self.theirs is PENDING and self.copy is not None and self.copy.running:
-            return  # its end will be heard
+            self.home.guard(self, self.request.deadline_s)  # its end will be heard, perhaps too late
         elif self.rescue_over:
             self._give_up()
         elif not self.asked:
             self.asked = True
             self.home.rescue(self)
+
+    def too_late(self) -> None:
+        """The client's time is over, and what was to answer it still runs."""
+        if not self.answered:
+            self.rescue_over = True
+            self._give_up()
+            self.home.ended(self)
 
     def rescued(self, response: Response) -> None:
         self.rescue_over = True

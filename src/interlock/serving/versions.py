@@ -10,7 +10,7 @@ import msgspec
 from interlock.core.errors import ConfigError
 from interlock.core.letters import ModelDesired, VersionState
 from interlock.core.model import Model, Version
-from interlock.core.route import Route, check_mirror
+from interlock.core.route import Arm, Route, check_mirror
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -82,11 +82,11 @@ def plan(
         by_number = {version.number: version for version in one.versions}
         wanted.update({version.key: version for version in one.versions})
         current = routes.get(one.model.name)
-        target = one.route
+        target = _within_reach(one, held, quarantined)
         if target is not None and target != current:
             arms = [by_number.get(arm.version) for arm in target.arms]
             ready = all(arm is not None and _ready(held, arm.key, quarantined) for arm in arms)
-            if ready and why_not_mirrored(one) is None:
+            if ready and (target.mirror is None or why_not_mirrored(one) is None):
                 steps.append(Swap(one.model, target))
                 current = target
         for arm in current.arms if current is not None else ():
@@ -182,6 +182,23 @@ def why_not_mirrored(one: ModelDesired) -> str | None:
     except ConfigError as error:
         return error.message
     return None
+
+
+def _within_reach(one: ModelDesired, held: dict[str, Held], quarantined: frozenset[str]) -> Route | None:
+    """The route of a model, without what only runs copies if that is not ready here: no client waits for a
+    shadow."""
+    route = one.route
+    if route is None:
+        return None
+    keys = {version.number: version.key for version in one.versions}
+
+    def is_ready(arm: Arm) -> bool:
+        return arm.version in keys and _ready(held, keys[arm.version], quarantined)
+
+    answering = tuple(arm for arm in route.arms if arm.weight > 0.0 or is_ready(arm))
+    if answering == route.arms or not all(map(is_ready, answering)):
+        return route
+    return msgspec.structs.replace(route, arms=answering, mirror=None)
 
 
 def _answers(model: str, held: dict[str, Held], routes: dict[str, Route]) -> bool:
