@@ -57,7 +57,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
 )
 @click.option("--keep", "keep_s", type=float, metavar="SECONDS", help="How long the old version stays hot.")
 @_rule("--budget", "budget", "Extra failed requests that the trial may cost.", type=float)
-@_rule("--margin", "margin", "So much higher a failure rate is still the same.", type=float)
+@_rule("--margin", "margin", "So much higher a failure rate may be promoted.", type=float)
 @_rule("--alpha", "alpha", "The chance of a wrong decision, ever.", type=float)
 @_rule("--slower", "slower", "So many times as slow is still all right.", type=float)
 @click.option("--objective-ms", type=float, metavar="MS", help="An answer that takes longer is a slow one.")
