@@ -31,9 +31,10 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a candidate is tried. The defaults need no tuning.
 
     `budget`: extra failed requests that the trial may cost, beyond those that `margin` allows; when no more
-    can be risked, it stops and asks. `margin`: a failure rate so much higher may still be promoted (.005: half
-    a point); proof that it is higher at all rolls back, whichever comes first. `alpha`: the chance of rolling back a candidate that is no worse, and of promoting one that is
-    worse by the margin. `slower`: a latency so many times as long is still all right. `objective_s`:
+    can be risked, it stops and asks. `margin`: a failure rate so much higher may still be promoted (.005:
+    half a point); proof that it is higher at all rolls back, whichever comes first. `alpha`: the chance of
+    rolling back a candidate that is no worse, and of promoting one that is worse by the margin.
+    `slower`: a latency so many times as long is still all right. `objective_s`:
     answers above it are counted as slow for both versions, as one more gate, and the one that must be
     proved. `most_weight`: the candidate's largest share before it is promoted. `guardrails`: which of
     `GUARDRAILS` may stop it. `unit`: see `Unit`. `time_limit_s`: after that, `undecided` says what to do.
