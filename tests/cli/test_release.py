@@ -127,7 +127,7 @@ class Ending:
             7, "iris", "2", strategy, ReleaseState.REQUESTED, reason, "1", 1, 1.0, 2.0, None, Policy()
         )
 
-    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+    def release_shadow(self, name: str, selector: str | None, rules: dict[str, Any]) -> ReleaseRow:
         return self.row
 
     release_canary = release_shadow

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.core.appfile import AppFile, model_settings, node_config, parse_app
+from interlock.core.appfile import AppFile, model_settings, node_config, parse_app, release_policy
 from interlock.core.errors import ConfigError, InterlockError, SchemaTooNew
 from interlock.core.model import ModelSettings, check_name
+from interlock.core.policy import Policy, Unit
+from interlock.core.route import Range
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, encode_args
 
 HOME = Path("/home/of/a/node")
@@ -120,3 +122,47 @@ def test_names_that_cannot_stand_in_urls_files_and_labels(name: str) -> None:
 
 def test_a_long_name_of_any_letters_is_one() -> None:
     assert check_name("\N{STEAM LOCOMOTIVE}" * 128)
+
+
+POLICY = """
+[models.iris]
+queue_rows = 5
+
+[models.iris.release]
+budget = 20
+unit = "header"
+guardrails = ["errors"]
+ranges = [{output = "y", least = 0}]
+"""
+
+
+def test_the_policy_of_a_release_is_the_file_s_and_what_is_said_with_it_wins() -> None:
+    app = parse_app(POLICY)
+    found = release_policy(app, "iris", {"budget": 30.0, "margin": 0.01})
+    assert found == Policy(
+        budget=30, margin=0.01, unit=Unit.HEADER, guardrails=("errors",), ranges=(Range("y", 0.0),)
+    )
+    assert release_policy(app, "other", {}) == Policy()
+    assert model_settings(app, "iris", ModelSettings()).queue_rows == 5
+    assert release_policy(app, "iris", {"margin": Policy().margin, "budget": Policy().budget}).budget == 50.0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("budget = 0", "budget 0 of a release: want 1"),
+        ("budgets = 3", "unknown budgets; known: budget, margin"),
+        ("unit = 'user'", "release.*: Invalid enum value 'user'"),
+        ("shadow = 2", "shadow 2 of a release: want 0 to 1"),
+        ("ranges = [{output = 'y', least = 2, greatest = 1}]", "holds no number"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_refused_where_the_file_is_read(line: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_app(f"[models.iris.release]\n{line}")
+
+
+def test_a_rule_that_is_wrong_is_not_laid_at_the_file_s_door() -> None:
+    with pytest.raises(ConfigError) as caught:
+        release_policy(parse_app(""), "iris", {"budget": "many"})
+    assert "app.toml" not in caught.value.message

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from interlock.core.errors import ConfigError, ModelNotFound, ReleaseRefused
 from interlock.core.model import artifact_path
-from interlock.core.policy import Policy
 from interlock.operations import release
 from interlock.operations.context import Context
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
@@ -142,7 +141,7 @@ def test_a_canary_has_its_policy_and_only_one_release_of_a_model_is_under_way(ct
     release_and_carry_out(ctx, "iris", "1")
     with pytest.raises(ReleaseRefused, match="version 1 of 'iris' is live already"):
         release.release_canary(ctx, "iris", "1")
-    row = release.release_canary(ctx, "iris", "2", Policy(budget=7))
+    row = release.release_canary(ctx, "iris", "2", {"budget": 7})
     assert row.policy is not None and (row.strategy, row.policy.budget) == (CANARY, 7.0)
     ramp(ctx, row)
     with pytest.raises(ReleaseRefused, match=rf"release {row.id} of 'iris' \(version 2\) is still ramping"):
@@ -182,3 +181,13 @@ def test_what_is_aborted_gives_its_requests_back_or_ends(ctx: Context) -> None:
 def ramp(ctx: Context, row: ReleaseRow) -> ReleaseRow:
     ctx.ledger.advance(row.id, ReleaseState.PREPARING, time_s=2.0)
     return ctx.ledger.advance(row.id, ReleaseState.RAMPING, time_s=3.0, epoch=RampEpoch(1, 0.05, (), 3.0))
+
+
+def test_the_app_file_of_the_home_says_how_versions_are_tried(ctx: Context) -> None:
+    release_and_carry_out(ctx, "iris", "1")
+    (ctx.home / "app.toml").write_text("[models.iris.release]\nbudget = 9\nshadow = 0.5\n")
+    row = release.release_canary(ctx, "iris", "2", {"budget": 7})
+    assert row.policy is not None and (row.policy.budget, row.policy.shadow) == (7.0, 0.5)
+    (ctx.home / "app.toml").write_text("[models.iris.release]\nbudget = 0\n")
+    with pytest.raises(ConfigError, match="app.toml"):
+        release.release_canary(ctx, "iris", "2")

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from interlock import __version__
 from interlock.api import schema
-from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, release_asked, resumption
+from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, resumption
 from interlock.api.guard import Guard, rules
 from interlock.api.problems import answer, problem
 from interlock.api.rollouts import KINDS, Looked, add_rollouts
@@ -219,8 +219,8 @@ def _changes(app: FastAPI, deps: AdminDeps) -> None:
         Answers at once with the release; follow it at /api/releases/{id}. As a canary it answers a share of
         the requests first, until the evidence promotes it or rolls it back.
         """
-        wanted = release_asked(await request.body())
-        return _json(await change(lambda: carry_on(ctx, name, wanted)), 202)
+        body = await request.body()
+        return _json(await change(lambda: carry_on(ctx, name, body)), 202)
 
     @app.post(
         "/api/models/{name}/rollback",

@@ -1,6 +1,6 @@
 """Decides what the body of a release asks for, and calls the operation that does it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,12 @@ class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`budget` replaces that of the release's policy."""
 
     budget: float | None = None
+
+
+class _Rules(msgspec.Struct, frozen=True):
+    """What of the policy was said: the rest is left to the app file."""
+
+    policy: dict[str, Any] | None = None
 
 
 _release_request = msgspec.json.Decoder(ReleaseRequest)
@@ -57,13 +63,15 @@ def release_asked(body: bytes) -> ReleaseRequest:
     return wanted
 
 
-def carry_on(ctx: Context, name: str, wanted: ReleaseRequest) -> ReleaseRow:
-    """Ask for the release. Raises: as operations/release.py."""
+def carry_on(ctx: Context, name: str, body: bytes) -> ReleaseRow:
+    """Ask for the release that a body asks for. Raises: as `release_asked` and operations/release.py."""
+    wanted = release_asked(body)
+    rules = msgspec.json.decode(body, type=_Rules).policy if wanted.policy is not None else None
     selector = wanted.version if wanted.alias is None else f"@{wanted.alias}"
     if wanted.strategy == "canary":
-        return release.release_canary(ctx, name, selector, wanted.policy)
+        return release.release_canary(ctx, name, selector, rules)
     if wanted.strategy == "shadow":
-        return release.release_shadow(ctx, name, selector, wanted.policy)
+        return release.release_shadow(ctx, name, selector, rules)
     if wanted.strategy == "blue-green":
         keep_s = release.KEEP_S if wanted.keep_s is None else wanted.keep_s
         return release.release_blue_green(ctx, name, selector, keep_s)

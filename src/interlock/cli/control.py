@@ -14,7 +14,6 @@ import msgspec
 
 from interlock.cli.http import TIMEOUT_S, call, error_of
 from interlock.core.errors import InterlockError, NodeUnreachable
-from interlock.core.policy import Policy
 from interlock.operations.discovery import find_node, read_token
 from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
 from interlock.registry.rows import Event, ReleaseRow
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from interlock.rollout.view import RolloutView
 
 T = TypeVar("T")
+Rules = dict[str, Any]
+"""Fields of the Policy that were said with a release; the app file and the defaults say the rest."""
 Step = Literal["pause", "promote", "abort"]
 """What a person may do with a release that is under way; resuming it takes an option."""
 
@@ -40,8 +41,8 @@ class Control(Protocol):
     def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]: ...
     def quarantine(self) -> list[Quarantine]: ...
     def release(self, name: str, selector: str | None) -> ReleaseRow: ...
-    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow: ...
-    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow: ...
+    def release_canary(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow: ...
+    def release_shadow(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow: ...
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow: ...
     def rollback(self, name: str) -> ReleaseRow: ...
     def step(self, name: str, step: Step) -> ReleaseRow: ...
@@ -125,11 +126,11 @@ class AdminControl:
     def release(self, name: str, selector: str | None) -> ReleaseRow:
         return self._release(name, selector)
 
-    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
-        return self._release(name, selector, strategy="canary", policy=policy)
+    def release_canary(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
+        return self._release(name, selector, strategy="canary", policy=rules)
 
-    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
-        return self._release(name, selector, strategy="shadow", policy=policy)
+    def release_shadow(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
+        return self._release(name, selector, strategy="shadow", policy=rules)
 
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         return self._release(name, selector, strategy="blue-green", keep_s=keep_s)
@@ -213,15 +214,15 @@ class HomeControl:
 
         return release.release_now(self._context, name, selector)
 
-    def release_canary(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+    def release_canary(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
         from interlock.operations import release
 
-        return release.release_canary(self._context, name, selector, policy)
+        return release.release_canary(self._context, name, selector, rules)
 
-    def release_shadow(self, name: str, selector: str | None, policy: Policy) -> ReleaseRow:
+    def release_shadow(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
         from interlock.operations import release
 
-        return release.release_shadow(self._context, name, selector, policy)
+        return release.release_shadow(self._context, name, selector, rules)
 
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         from interlock.operations import release

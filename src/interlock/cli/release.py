@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import msgspec
 
 from interlock.cli import show
 from interlock.cli.main import Failure
@@ -133,10 +132,11 @@ def release(
         elif chosen == "blue-green":
             row = control.release_blue_green(name, version, 300.0 if keep_s is None else keep_s)
         elif chosen == "shadow":
-            row = control.release_shadow(name, version, msgspec.convert(given, Policy, strict=False))
+            row = control.release_shadow(name, version, given)
         else:
-            policy = msgspec.convert({**given, "keep_s": keep_s or 0.0}, Policy, strict=False)
-            row = control.release_canary(name, version, policy)
+            row = control.release_canary(
+                name, version, given if keep_s is None else {**given, "keep_s": keep_s}
+            )
         enough = () if wait else (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
         _finish(control, row, wait is not False, timeout_s, as_json, enough)
 

@@ -1,4 +1,5 @@
-"""Decides what the app file (`app.toml` in the home folder) says, from its text: node and model settings.
+"""Decides what the app file (`app.toml` in the home folder) says, from its text: settings of the node and of
+models, and the policy by which a model's versions are released.
 
 ```toml
 schema = 1
@@ -9,6 +10,9 @@ workers = 2
 
 [models.iris]
 default_timeout_s = 2.0
+
+[models.iris.release]
+budget = 20
 ```
 """
 
@@ -21,6 +25,7 @@ import msgspec
 
 from interlock.core.errors import ConfigError, SchemaTooNew
 from interlock.core.model import ModelSettings, check_name
+from interlock.core.policy import Policy
 from interlock.core.settings import NodeConfig, check_config
 
 T = TypeVar("T")
@@ -32,6 +37,8 @@ MIGRATIONS: tuple[Migration, ...] = ()
 _NOT_IN_FILE = {"home", "token"}
 _NODE_KEYS = tuple(key for key in NodeConfig.__struct_fields__ if key not in _NOT_IN_FILE)
 _MODEL_KEYS = ModelSettings.__struct_fields__
+_RELEASE = "release"
+"""The table within a model's that holds the policy of its releases."""
 
 
 class AppFile(msgspec.Struct, frozen=True):
@@ -39,6 +46,7 @@ class AppFile(msgspec.Struct, frozen=True):
 
     node: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
+    releases: dict[str, dict[str, Any]] = {}
 
 
 def app_file(home: Path) -> Path:
@@ -61,11 +69,18 @@ def parse_app(text: str, where: str = "app.toml", migrations: Sequence[Migration
     _only(tables, ("schema", "node", "models"), where)
     node, models = (_table(tables, name, where) for name in ("node", "models"))
     _only(node, _NODE_KEYS, f"{where} [node]")
-    for name, values in models.items():
+    settings: dict[str, dict[str, Any]] = {}
+    releases: dict[str, dict[str, Any]] = {}
+    for name in models:
         check_name(name)
-        _only(_table(models, name, f"{where} [models]"), _MODEL_KEYS, f"{where} [models.{name}]")
-        model_settings(AppFile(models={name: values}), name, ModelSettings(), where)
-    found = AppFile(node, models)
+        table = _table(models, name, f"{where} [models]")
+        _only(table, (*_MODEL_KEYS, _RELEASE), f"{where} [models.{name}]")
+        settings[name] = {key: value for key, value in table.items() if key != _RELEASE}
+        releases[name] = _table(table, _RELEASE, f"{where} [models.{name}]")
+        one = AppFile(models={name: settings[name]}, releases={name: releases[name]})
+        model_settings(one, name, ModelSettings(), where)
+        release_policy(one, name, {}, where)
+    found = AppFile(node, settings, releases)
     node_config(Path(), found, {}, where=where)
     return found
 
@@ -103,6 +118,26 @@ def model_settings(app: AppFile, name: str, base: ModelSettings, where: str = "a
             f"{where} [models.{name}]: max_batch_rows = {settings.max_batch_rows}: want 1 or more"
         )
     return settings
+
+
+def release_policy(app: AppFile, name: str, given: Mapping[str, Any], where: str = "app.toml") -> Policy:
+    """How a version of a model is tried: what was `given` with the release wins over the file, and that over
+    the defaults.
+
+    Raises: ConfigError.
+    >>> file = AppFile(releases={"iris": {"budget": 20, "margin": 0.01}})
+    >>> release_policy(file, "iris", {"margin": 0.02}).margin
+    0.02
+    """
+    stated, place = app.releases.get(name, {}), f"{where} [models.{name}.{_RELEASE}]"
+    _only(stated, Policy.__struct_fields__, place)
+    _only(given, Policy.__struct_fields__, "the policy of a release")
+    try:
+        _convert(stated, Policy, place)
+    except ConfigError as error:
+        told = error.message
+        raise ConfigError(told if told.startswith(place) else f"{place}: {told}") from None
+    return _convert({**stated, **given}, Policy, "the policy of a release")
 
 
 def _migrated(tables: dict[str, Any], where: str, migrations: Sequence[Migration]) -> dict[str, Any]:

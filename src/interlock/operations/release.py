@@ -6,13 +6,15 @@ next looks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from interlock.core.appfile import app_file, release_policy
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused
 from interlock.core.policy import Policy
+from interlock.operations.settings_file import read_app_file
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import settled
 from interlock.rollout.plan import BLUE_GREEN, CANARY, NOW, ROLLBACK, SHADOW, policy_of
@@ -42,29 +44,37 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
     return ctx.ledger.request_release(name, version.number, NOW, ctx.now_s(), supersede=not begun)
 
 
-def release_canary(ctx: Context, name: str, selector: str | None, policy: Policy | None = None) -> ReleaseRow:
+def release_canary(
+    ctx: Context, name: str, selector: str | None, rules: Mapping[str, Any] | None = None
+) -> ReleaseRow:
     """Ask that a version is tried on copies of a model's requests, then on a share of them, and promoted or
     rolled back by evidence.
 
-    Where nothing is live there is nothing to compare with: all requests at once.
+    Where nothing is live there is nothing to compare with: all requests at once. `rules` are fields of the
+    Policy; they win over the app file's for this model, and these over the defaults.
     Raises: as `release_now`; ReleaseRefused also for the version that is live; ConfigError for a policy that
-    the two versions do not allow.
+    cannot be, or that the two versions do not allow.
     """
-    return _compared(ctx, name, selector, CANARY, policy or Policy())
+    return _compared(ctx, name, selector, CANARY, rules or {})
 
 
-def release_shadow(ctx: Context, name: str, selector: str | None, policy: Policy | None = None) -> ReleaseRow:
+def release_shadow(
+    ctx: Context, name: str, selector: str | None, rules: Mapping[str, Any] | None = None
+) -> ReleaseRow:
     """Ask that a version runs copies of a model's requests, and say whether it could take its place: it ends
     as passed or failed, and what is live stays so.
 
     Raises: as `release_canary`; ReleaseRefused also where nothing is live.
     """
-    return _compared(ctx, name, selector, SHADOW, policy or Policy())
+    return _compared(ctx, name, selector, SHADOW, rules or {})
 
 
-def _compared(ctx: Context, name: str, selector: str | None, strategy: str, policy: Policy) -> ReleaseRow:
+def _compared(
+    ctx: Context, name: str, selector: str | None, strategy: str, rules: Mapping[str, Any]
+) -> ReleaseRow:
     from interlock.operations.resolve import resolve
 
+    policy = release_policy(read_app_file(ctx.home), name, rules, str(app_file(ctx.home)))
     version = resolve(ctx, name, selector)
     live = ctx.ledger.live(name)
     if live is None and strategy == SHADOW:
