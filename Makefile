@@ -63,7 +63,7 @@ $(promtool):
 		|| { echo "make: could not fetch promtool; install Prometheus' package and run make again" >&2; exit 1; }; \
 	fi
 
-.PHONY: help install clients demo up check format test bench soak clean
+.PHONY: help install clients demo up check format test bench releases soak clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -97,6 +97,9 @@ bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(call need,wrk,wrk)
 	@$(bin)/python -m benchmarks.bench_cost
 	@$(bin)/python -m benchmarks $(ARGS)
+
+releases: $(installed)  ## release 20 bad and 20 good versions by evidence, under load: half an hour
+	@$(bin)/python -m benchmarks.bench_releases $(ARGS)
 
 soak: $(installed) $(kserve_installed)  ## the tests that run for minutes
 	@$(bin)/pytest -q -rP -m soak $(ARGS)
