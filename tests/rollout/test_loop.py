@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -12,10 +13,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from interlock.core.clock import FakeClock
 from interlock.core.letters import Desired, Report, VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Signature, Version
+from interlock.core.policy import Policy
 from interlock.registry.ledger import Ledger
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.loop import Node, RolloutLoop
-from interlock.rollout.plan import Fail, next_action
+from interlock.rollout.plan import CANARY, Fail, next_action
 from interlock.rollout.replay import decisions, replay
 from tests.thorough import examples
 
@@ -75,6 +77,7 @@ class FakeNode:
         self.broken: set[str] = set()
         self.quarantined: dict[str, str] = {}
         self.published: list[Desired] = []
+        self.ended: list[ReleaseRow] = []
         self.loop = self.new_loop()
         for model, numbers in (("a", "123"), ("b", "12")):
             for number in numbers:
@@ -82,7 +85,13 @@ class FakeNode:
 
     def new_loop(self) -> RolloutLoop:
         self.loop = RolloutLoop(
-            self.ledger, Node("n", WORKERS), self.reports, self.publish, now_s=self.clock, clock=self.clock
+            self.ledger,
+            Node("n", WORKERS),
+            self.reports,
+            self.publish,
+            on_end=self.ended.append,
+            now_s=self.clock,
+            clock=self.clock,
         )
         return self.loop
 
@@ -122,6 +131,24 @@ class FakeNode:
             if m.model.name == model and m.route is not None:
                 return m.route.arms[0].version
         return None
+
+
+@pytest.mark.parametrize("how", ["decided", "superseded"])
+def test_who_asked_hears_of_the_end_of_a_release_by_evidence_whoever_ended_it(
+    tmp_path: Path, how: str
+) -> None:
+    node = FakeNode(tmp_path)
+    node.release("a", "1")
+    node.settle()
+    row = node.ledger.request_release("a", "2", CANARY, node.clock(), policy=Policy())
+    node.turn()
+    if how == "decided":
+        node.broken.add("a/2")
+        node.quarantined[version("a", "2").key] = "it crashed"
+    else:
+        node.ledger.request_release("a", "1", "rollback", node.clock(), supersede=True)
+    node.settle()
+    assert [(one.id, one.state.finished) for one in node.ended] == [(row.id, True)]
 
 
 def test_a_release_goes_live_and_the_old_version_leaves_last(tmp_path: Path) -> None:

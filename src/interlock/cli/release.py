@@ -124,6 +124,9 @@ def release(
     if given and chosen not in ("canary", "shadow"):
         options = ", ".join(sorted(given))
         raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
+    for rule in ("reverse", "shielded", "most_weight") if chosen == "shadow" else ():
+        if rule in given:
+            raise click.UsageError(f"{rule}: a shadow answers no requests; leave it out, or --canary")
     if keep_s is not None and chosen in ("now", "shadow"):
         raise click.UsageError(f"--keep: nothing is kept with --{chosen}; want --blue-green --keep")
     with open_control(home, url) as control:
@@ -239,12 +242,12 @@ def _finish(
     elif row.state is ReleaseState.RAMPING and row.weight == 0.0:
         click.echo(
             f"release {row.id}: version {row.number} of {row.model} runs copies of the requests; see how it "
-            f"goes on: interlock events {row.model} --follow"
+            f"goes on: interlock watch {row.model}"
         )
     elif row.state is ReleaseState.RAMPING:
         click.echo(
             f"release {row.id}: version {row.number} of {row.model} answers {row.weight:.3g} of the "
-            f"requests; see how it goes on: interlock events {row.model} --follow"
+            f"requests; see how it goes on: interlock watch {row.model}"
         )
     elif row.state is ReleaseState.KEEPING:
         click.echo(
@@ -257,7 +260,8 @@ def _finish(
         click.echo(f"release {row.id} of {row.model} (version {row.number}) ended: {row.reason}")
     if row.state is ReleaseState.FAILED:
         stays = f"version {row.previous_number} stays live" if row.previous_number else "nothing is live"
-        raise Failure(f"release {row.id} of {row.model} (version {row.number}) failed: {row.reason}; {stays}")
+        reason = row.reason if row.reason.endswith(stays) else f"{row.reason}; {stays}"
+        raise Failure(f"release {row.id} of {row.model} (version {row.number}) failed: {reason}")
     if row.state is ReleaseState.SUPERSEDED and wait and control.running and row.strategy != "rollback":
         raise click.exceptions.Exit(1)
 

@@ -62,9 +62,8 @@ class RolloutLoop:
     `reports` gives the latest Report of each connected process by its name; `publish` gets each new
     Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
     word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
-    process lately under the release that asks for it. `on_end` gets each release by evidence that has ended
-    by a decision, after it is written down. `step` runs in a thread, one at a time, and calls
-    them all from there.
+    process lately under the release that asks for it. `on_end` gets each release by evidence that was open
+    and has ended, whoever ended it. `step` runs in a thread, one at a time, and calls them all from there.
     """
 
     def __init__(
@@ -167,7 +166,10 @@ class RolloutLoop:
         behind = self.desired is not None and known > self.desired.revision
         if stood == self._read and not anew and not behind:
             return False
+        before_open = {row.id for row in self._open if row.strategy in COMPARED}
         self._open = tuple(self._ledger.open_releases())
+        for gone in before_open - {row.id for row in self._open}:
+            self._on_end(self._ledger.release(gone))
         by_model = {row.model: row for row in self._open}
         rows = [self._row(model, by_model.get(model.name)) for model in self._ledger.models()]
         desired = build_desired(self._node.name, -1, rows)
@@ -209,7 +211,7 @@ class RolloutLoop:
         reason = getattr(action, "reason", "")
         now_s = self._now_s()
         try:
-            moved = self._ledger.advance(
+            self._ledger.advance(
                 row.id,
                 state,
                 reason,
@@ -230,8 +232,6 @@ class RolloutLoop:
             "a release goes on",
             extra={"fields": {"model": row.model, "release": row.id, "state": state, "reason": reason}},
         )
-        if state.finished and row.strategy in COMPARED:
-            self._on_end(moved)
         return True
 
     def _snapshot(self, row: ReleaseRow, counts: Mapping[ArmKey, ArmCounts]) -> Snapshot:

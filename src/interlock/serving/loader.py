@@ -280,7 +280,9 @@ class Loader:
             resident.place = place
             if resident.state is not VersionState.LOADING:
                 return  # quarantined meanwhile
-            resident.lane = Lane(version, model.settings, place, self._crumb)
+            # What runs in an executor cannot end this process, and must not be blamed for its end.
+            crumb = None if version.placement is Placement.EXECUTOR else self._crumb
+            resident.lane = Lane(version, model.settings, place, crumb)
             resident.load_s = monotonic() - started_s
             resident.state = VersionState.READY
             _log.info("version ready", extra={"fields": {"version": version.key, "load_s": resident.load_s}})
