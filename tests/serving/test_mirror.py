@@ -137,14 +137,16 @@ def told(sink: FakeSink) -> tuple[str, float]:
 def test_a_shadow_answers_nobody_and_is_compared(rig: Rig) -> None:
     rig.route(a_route(0.0, shadow=1.0))
     asked = rig.ask(1.0, 2.0)
-    assert rig.running(OLD)[0].values == [1.0, 2.0] and not rig.running(NEW), "the client's own run is first"
     rig.turn()
-    (copy,) = rig.running(NEW)
-    assert copy.values == [1.0, 2.0], "copies of one turn are one batch"
-    copy.end({"y": np.array([[2.0, 2.0], [5.0, 5.0]], np.float32)}, compute_s=0.004)
-    assert not any(sink.settled for sink, _ in asked)
+    assert rig.running(OLD)[0].values == [1.0, 2.0] and not rig.running(NEW), (
+        "nothing runs beside the client's"
+    )
     rig.running(OLD)[0].end(compute_s=0.001)
     assert [told(sink) for sink, _ in asked] == [(OLD, 2.0), (OLD, 4.0)]
+    rig.turn()
+    (copy,) = rig.running(NEW)
+    assert copy.values == [1.0, 2.0], "copies of one batch are one batch"
+    copy.end({"y": np.array([[2.0, 2.0], [5.0, 5.0]], np.float32)}, compute_s=0.004)
     rig.turn()
     assert rig.pairs == PairCounts(good=2, agreed=1, disagreed=1, slower=1)
     assert rig.counts(OLD, 0).ok == 2 and rig.counts(NEW, 1).dispatched == 0
@@ -159,6 +161,7 @@ def test_what_only_one_of_two_fails(rig: Rig) -> None:
         ((sink, _),) = rig.ask(1.0)
         rig.turn()
         rig.running(OLD)[0].end(None if old else PredictFailed("raised"))
+        rig.turn()
         rig.running(NEW)[0].end(None if new else PredictFailed("raised"))
         assert (sink.response is not None) is old, "the shadow's end is not the client's"
     pairs = rig.pairs
@@ -172,13 +175,13 @@ def test_without_a_share_nothing_is_copied_and_a_share_is_drawn_by_unit(rig: Rig
         unit = b"u%d" % index
         for _ in range(2):  # the same each time
             rig.ask(1.0, unit=unit)
+            rig.running(OLD)[0].end()
             rig.turn()
             expected = unit_position(unit, f"{SALT}:mirror") < 0.25
             assert bool(rig.running(NEW)) is expected
             drawn += expected
-            for number in (OLD, NEW):
-                for batch in rig.running(number):
-                    batch.end()
+            for batch in rig.running(NEW):
+                batch.end()
     assert rig.pairs.good == drawn > 0
 
 
@@ -187,24 +190,24 @@ def test_a_copy_that_is_in_the_way_is_dropped_and_counted(rig: Rig) -> None:
     most = rig.lanes[NEW]._batcher.max_rows
     for value in range(most + 3):
         rig.ask(float(value))
+        rig.running(OLD)[0].end()
         rig.turn()
     # One runs, as many as one largest batch wait, and two found no room.
     assert rig.running(NEW)[0].rows == 1 and rig.lanes[NEW].outstanding == most + 1
     assert rig.pairs == PairCounts(dropped=2)
     for _ in range(4):
-        for number in (OLD, NEW):
-            for batch in rig.running(number):
-                batch.end()
+        for batch in rig.running(NEW):
+            batch.end()
         rig.turn()
     assert rig.pairs.good == most + 1 and rig.pairs.dropped == 2
 
 
 def test_whoever_waits_for_an_answer_goes_before_copies(rig: Rig) -> None:
     rig.route(a_route(0.0, shadow=1.0))
-    rig.ask(1.0)
-    rig.turn()
-    rig.ask(2.0)
-    rig.turn()
+    for value in (1.0, 2.0):
+        rig.ask(value)
+        rig.running(OLD)[0].end()
+        rig.turn()
     direct = FakeSink()
     target = rig.infer.choose("m", NEW, None)
     target.submit([(a_request([3.0], rig.clock(), rig.clock() + FAR_S), direct)])
@@ -216,13 +219,11 @@ def test_whoever_waits_for_an_answer_goes_before_copies(rig: Rig) -> None:
 
 def test_a_copy_that_never_ran_by_its_deadline_says_nothing_of_its_version(rig: Rig) -> None:
     rig.route(a_route(0.0, shadow=1.0))
-    asked = [*rig.ask(1.0, within_s=1.0)]
-    rig.turn()
-    asked += rig.ask(2.0, within_s=1.0)
-    rig.turn()
-    rig.running(OLD)[0].end()
-    rig.turn()
-    rig.running(OLD)[0].end()
+    asked = []
+    for value in (1.0, 2.0):
+        asked += rig.ask(value, within_s=1.0)
+        rig.running(OLD)[0].end()
+        rig.turn()
     rig.turn(1.5)
     assert rig.pairs == PairCounts(), "a copy has the client's time once to wait, and once to run"
     rig.turn(1.0)
@@ -235,27 +236,29 @@ def test_a_broken_shadow_is_dropped_and_harms_nobody(rig: Rig) -> None:
     rig.route(a_route(0.0, shadow=1.0))
     rig.lanes[NEW].give_up(Quarantined("crashed too often"))
     ((sink, _),) = rig.ask(1.0)
-    rig.turn()
     rig.running(OLD)[0].end()
+    rig.turn()
     assert told(sink) == (OLD, 2.0) and rig.pairs == PairCounts(dropped=1)
     assert rig.infer._entries["m"].only is not None
 
 
-@pytest.mark.parametrize("started", [False, True])
-def test_a_client_that_leaves_takes_both_runs_along(rig: Rig, started: bool) -> None:
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_client_that_leaves_before_its_answer_is_no_pair(rig: Rig, answered: bool) -> None:
     rig.route(a_route(0.0, shadow=1.0))
     ((sink, ticket),) = rig.ask(1.0)
-    if started:
-        rig.turn()
+    if answered:
+        rig.running(OLD)[0].end()
     assert ticket is not None
     ticket.cancel()
+    for _ in range(2):
+        rig.turn()
+        for number in (OLD, NEW):
+            for batch in rig.running(number):
+                batch.end()
     rig.turn()
-    for number in (OLD, NEW):
-        for batch in rig.running(number):
-            batch.end()
-    rig.turn()
-    assert not sink.settled and rig.pairs == PairCounts()
-    assert rig.counts(OLD, 0).cancelled == 1 and rig.counts(NEW, COPY_ARM).cancelled == int(started)
+    assert sink.settled is answered and rig.pairs.good == int(answered)
+    assert rig.counts(OLD, 0).cancelled == int(not answered)
+    assert rig.counts(NEW, COPY_ARM).dispatched == int(answered)
     assert all(lane.outstanding == 0 for lane in rig.lanes.values())
 
 
@@ -267,14 +270,14 @@ def test_a_batch_is_one_observation_of_its_time_and_only_equal_batches_compare(r
         (1, 0.001 * 1.5 + LEAST_LONGER_S, (1, 1)),
     ):
         rig.ask(*[1.0] * rows)
-        rig.turn()
         rig.running(OLD)[0].end(compute_s=0.001)
+        rig.turn()
         rig.running(NEW)[0].end(compute_s=new_s)
         assert (rig.pairs.slower, rig.pairs.faster) == expected
     for value in (7.0, 8.0, 9.0):  # the copies of the last two batches wait, and run as one
         rig.ask(value)
-        rig.turn()
         rig.running(OLD)[0].end(compute_s=0.001)
+        rig.turn()
     for rows in (1, 2):
         rig.turn()
         assert rig.running(NEW)[0].rows == rows
@@ -298,7 +301,10 @@ def test_in_a_reverse_shadow_the_candidate_answers_and_the_incumbent_runs_too(ri
         rig.turn()
         for batch in rig.running(NEW):
             batch.end(PredictFailed("raised") if 2.0 in batch.values else None)
-    rig.running(OLD)[0].end()
+    for _ in range(2):
+        rig.turn()
+        for batch in rig.running(OLD):
+            batch.end()
     rig.turn()
     assert told(asked[0][0]) == (NEW, 2.0)
     assert isinstance(asked[1][0].error, PredictFailed), "nobody asked for a shield"
@@ -328,13 +334,26 @@ def test_a_shield_answers_for_the_candidate(rig: Rig, reverse: float) -> None:
     assert rig.counts(OLD, 0).dispatched == 0, "a copy is no client's request"
 
 
-def test_a_copy_that_is_done_already_answers_at_once(rig: Rig) -> None:
+def test_a_copy_that_begins_at_once_is_the_rescue_too(rig: Rig) -> None:
     canary(rig, reverse=1.0, shielded=True)
     ((sink, _),) = rig.ask(3.0)
+    rig.running(NEW)[0].end(ModelCrashed("died"))
     rig.turn()
     rig.running(OLD)[0].end()
-    rig.running(NEW)[0].end(ModelCrashed("died"))
     assert told(sink) == (OLD, 6.0) and rig.counts(OLD, COPY_ARM).dispatched == 1
+
+
+def test_a_copy_that_outlasts_the_clients_time_does_not_have_it_wait(rig: Rig) -> None:
+    canary(rig, reverse=1.0, shielded=True)
+    ((sink, _),) = rig.ask(3.0, within_s=1.0)
+    rig.running(NEW)[0].end(PredictFailed("the candidate"))
+    rig.turn(0.9)
+    assert rig.running(OLD) and not sink.settled
+    rig.turn(0.2)
+    assert sink.error is not None and "the candidate" in sink.error.message
+    rig.running(OLD)[0].end()
+    rig.turn()
+    assert rig.pairs == PairCounts(worse=1, unshielded=1)
 
 
 def test_when_both_fail_the_client_hears_the_candidates_error(rig: Rig) -> None:
@@ -411,10 +430,10 @@ def test_a_rescue_does_not_wait_behind_copies(rig: Rig) -> None:
 def test_leaving_while_the_incumbent_is_asked_keeps_the_failure(rig: Rig) -> None:
     canary(rig, reverse=1.0, shielded=True)
     ((sink, ticket),) = rig.ask(1.0)
-    rig.turn()
     rig.running(NEW)[0].end(PredictFailed("raised"))
     assert ticket is not None
     ticket.cancel()
+    rig.turn()
     rig.running(OLD)[0].end()
     rig.turn()
     assert not sink.settled and rig.pairs == PairCounts(worse=1)
@@ -435,6 +454,7 @@ def test_answers_that_cannot_be_sent_are_the_failure_of_who_gave_them(rig: Rig) 
         target.submit([(a_request([1.0], rig.clock(), rig.clock() + FAR_S), Unsendable())])
         rig.turn()
         rig.running(NEW)[0].end(PredictFailed("raised") if candidate_fails else None)
+        rig.turn()
         rig.running(OLD)[0].end()
         rig.turn()
     assert seen == [NEW, OLD]
@@ -450,7 +470,7 @@ def test_a_swap_leaves_what_is_under_way_to_its_own_epoch(rig: Rig) -> None:
     ((second, _),) = rig.ask(2.0)
     rig.turn()
     rig.running(NEW)[0].end(PredictFailed("raised"))
-    for _ in range(2):
+    for _ in range(3):
         rig.turn()
         for batch in rig.running(OLD):
             batch.end()

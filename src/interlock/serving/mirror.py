@@ -1,10 +1,11 @@
 """Decides when the requests of one arm run on a second lane too, and counts what comes of it.
 
-A client's own run always begins first, and a copy never has a client wait: it begins when the loop has turned
-and the client's answer is on its way, waits behind all that clients wait for, and is dropped where more than
-one largest batch would wait. So copies hold no more memory than two batches and their answers. Those of one
-turn of the loop go to their lane together, to be one batch there as well: then the two batches hold the same
-rows, and the times that they take can be compared.
+A copy never has a client wait: it begins when the client's own run is over, waits behind all that clients
+wait for, and is dropped where more than one largest batch would wait. Beside the client's run it would take
+half of a core from it, and all that the candidate answers would look slow. So copies hold no more memory than
+two batches and their answers. Those whose clients' runs ended in one turn of the loop go to their lane
+together, to be one batch there as well: then the two batches hold the same rows, and the times that they take
+can be compared.
 """
 
 import asyncio
@@ -137,7 +138,7 @@ class Mirrored:
     # --- what the wire calls ---
 
     def submit(self, jobs: Sequence[tuple[Request, Sink]]) -> Sequence[Ticket | None]:
-        """Begin what one turn of the loop brought, as `Target.submit` does; copies begin in the next turn."""
+        """Begin what one turn of the loop brought, as `Target.submit` does."""
         share, shielded = self._share, self.shielded
         pairs: list[tuple[int, Pair]] = []
         own: list[tuple[Request, Sink]] = []
@@ -157,18 +158,11 @@ class Mirrored:
                 begun[index] = pair
         self.lane.step()
         for _, pair in pairs:
-            if pair.theirs == PENDING:
-                if pair.mine == VOID:
-                    pair.theirs = VOID
-                else:
-                    self._to_copy.append(pair)
             if shielded and pair.mine == PENDING:
                 request = pair.request
                 self._guarded[pair] = request.received_s + SHIELD_AFTER * (
                     request.deadline_s - request.received_s
                 )
-        if self._to_copy:
-            self._wake()
         if self._guarded:
             self._watch()
         return begun
@@ -211,6 +205,12 @@ class Mirrored:
         if self._guarded and pair.answered:
             self._guarded.pop(pair, None)
         if pair.theirs == PENDING:
+            if pair.mine == VOID:
+                pair.theirs = VOID
+            elif not pair.copied:
+                pair.copied = True
+                self._to_copy.append(pair)
+                self._wake()
             return
         mine, theirs = (pair.mine, pair.theirs) if self.is_candidate else (pair.theirs, pair.mine)
         run, copy_run = pair.run, pair.copy_run
@@ -271,8 +271,6 @@ class Mirrored:
         jobs: list[tuple[Request, Sink]] = []
         copied: list[Pair] = []
         for pair in drawn:
-            if pair.theirs != PENDING:
-                continue  # its client left
             if pair.request.rows > spare_rows:
                 self.dropped(pair)
                 self.ended(pair)
@@ -300,7 +298,8 @@ class Mirrored:
             if pair.answered or pair.rescue_over:
                 continue
             if pair.theirs == PENDING and pair.copy is not None and pair.copy.running:
-                pair.asked = False  # the copy has begun and is as soon
+                pair.asked = False  # the copy has begun and is as soon, if it does not take too long
+                self.guard(pair, pair.request.deadline_s)
                 continue
             request = pair.request
             jobs.append((self._again(request, request.priority, now, request.deadline_s), RescueSink(pair)))

@@ -53,6 +53,7 @@ class Pair:
     __slots__ = (
         "answered",
         "asked",
+        "copied",
         "copy",
         "copy_run",
         "error",
@@ -78,6 +79,7 @@ class Pair:
         self.answered = False
         self.wanted = False
         self.asked = False
+        self.copied = False
         self.rescue_over = False
         self.ticket: Ticket | None = None
         self.copy: Call | None = None
@@ -152,9 +154,7 @@ class Pair:
         if self.answered:
             return
         self.wanted = True
-        if self.copy_run is not None:
-            self._shield(self.copy_run.response)
-        elif self.theirs is PENDING and self.copy is not None and self.copy.running:
+        if self.theirs is PENDING and self.copy is not None and self.copy.running:
             self.home.guard(self, self.request.deadline_s)  # its end will be heard, perhaps too late
         elif self.rescue_over:
             self._give_up()
@@ -213,9 +213,7 @@ class Pair:
         if self.mine is PENDING:
             self.mine = VOID
             tickets.append(self.ticket)
-            if self.theirs is PENDING:
-                self.theirs = VOID
-                tickets.append(self.copy)
+            self.theirs = VOID
         for ticket in tickets:
             if ticket is not None:
                 ticket.cancel()
