@@ -1,27 +1,36 @@
-"""Simulates a whole canary release: seeded traffic on one side, the real plan on the other, a fake clock
-between.
+"""Simulates a whole release by evidence: seeded traffic on one side, the real plan on the other, a fake
+clock between.
 
 Each tick counts what came in under the epoch in force, asks `next_action`, and carries it out `delay` ticks
-later, as a node would. Latencies are lognormal; both arms' failure rates may follow the clock (drift).
+later, as a node would. Latencies are lognormal; both arms' failure rates may follow the clock (drift). What
+the policy says of copies is done as `serving/pair.py` does it: while the candidate's weight is 0 it runs a
+drawn share of the incumbent's requests, later the incumbent runs a share of the candidate's, and with a
+shield the client of a failed candidate gets the incumbent's answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest import mock
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.policy import Policy
-from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram
+from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
+from interlock.rollout import plan
 from interlock.rollout.gate import Load
+from interlock.rollout.judgement import Judgement
 from interlock.rollout.plan import (
     CANARY,
     NEXT_STATE,
     Action,
     Fail,
     Hold,
+    Pass,
     Pause,
     Promote,
     RollBack,
@@ -34,7 +43,12 @@ from interlock.rollout.tally import next_cuts, tally
 DIGEST = "sha256:" + "b" * 64
 LIVE = ReleaseRow(4, "iris", "1", "now", ReleaseState.DONE, "", None, 0, 0.0, 0.0, 0.0)
 START_S = 1000.0
+UNIT_SHAPE = (0.5, 9.5)
+"""Of the Beta distribution of the failure rates of users: .05 on average, and most of them never fail."""
+MEDIAN_S = 0.02
 Rate = Callable[[float], float]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 def constant(value: float) -> Rate:
@@ -43,8 +57,10 @@ def constant(value: float) -> Rate:
 
 @dataclass
 class Ended:
-    """How a simulated release ended: `state` is the last one, `harm` the candidate's failures beyond the
-    incumbent's expected ones, `requests` those of the candidate, `spent_s` since the first weight."""
+    """How a simulated release ended: `state` is the last one, `harm` the failures that the candidate's
+    clients saw beyond the incumbent's expected ones (with a shield it may be below 0), `requests` those of
+    the candidate, `spent_s` since the first epoch; `failed` how many of its requests the candidate failed,
+    `visible` how many of these failures its clients saw, `pairs` what both versions ran."""
 
     state: ReleaseState
     reason: str
@@ -52,18 +68,42 @@ class Ended:
     requests: int
     spent_s: float
     weights: list[float] = field(default_factory=list)
+    failed: int = 0
+    visible: int = 0
+    pairs: PairCounts = PairCounts()
 
 
-def lognormal_buckets(median_s: float, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """The chance of each latency bucket, from a large sample."""
-    found = np.searchsorted(BOUNDS_S, median_s * np.exp(sigma * rng.standard_normal(200_000)))
-    return np.bincount(found, minlength=BUCKETS) / 200_000
+@contextmanager
+def decisions_only() -> Iterator[None]:
+    """Spare the plan what no decision needs: the forecasts, which are for people, a second judgement of the
+    same snapshot, and more than three digits of the bound on the excess. Simulations then take a quarter of
+    the time."""
+    judged, last = plan.judged, list[tuple[Snapshot, Judgement | None]]()
+
+    def once(snapshot: Snapshot) -> Judgement | None:
+        if not last or last[0][0] is not snapshot:
+            last[:] = [(snapshot, judged(snapshot))]
+        return last[0][1]
+
+    with (
+        mock.patch("interlock.rollout.plan.judged", once),
+        mock.patch("interlock.evidence.mixture.PRECISION", 1e-3),
+        mock.patch("interlock.rollout.gate.requests_needed", return_value=None),
+        mock.patch("interlock.rollout.paired_gates.requests_needed", return_value=None),
+    ):
+        yield
 
 
 @dataclass
 class Canary:
     """One release. `incumbent` and `candidate` give a failure rate at a time; `slower` multiplies the
-    candidate's latencies; `traffic` is requests a second."""
+    candidate's latencies; `traffic` is requests a second.
+
+    `given`: P(the candidate fails | the incumbent fails) on the same request. `disagreement`, `unsound`:
+    shares of the candidate's answers that differ from the incumbent's, and that are not finite. `copied`:
+    the share of the drawn copies that find a place. `units`: so many users, each of whom always meets the
+    same arm and fails in proportion to a Beta variable (`UNIT_SHAPE`); 0 assigns each request on its own.
+    """
 
     incumbent: Rate
     candidate: Rate
@@ -74,55 +114,143 @@ class Canary:
     delay: int = 1
     past: int = 5000
     sigma: float = 0.5
+    strategy: str = CANARY
+    given: float = 0.9
+    disagreement: float = 0.0
+    unsound: float = 0.0
+    copied: float = 1.0
+    units: int = 0
 
     def run(self, rng: np.random.Generator, most_s: float) -> Ended:
-        """Until it is promoted, rolled back or paused, or for `most_s`."""
-        shapes = [
-            lognormal_buckets(0.02, self.sigma, rng),
-            lognormal_buckets(0.02 * self.slower, self.sigma, rng),
-        ]
+        """Until it is promoted, rolled back, passed or paused, or for `most_s`.
+
+        Raises: ValueError when `given` is not possible with the two rates.
+        """
+        preparing = ReleaseState.PREPARING
         row = ReleaseRow(
-            9, "iris", "2", CANARY, ReleaseState.PREPARING, "", "1", 0, START_S, START_S, None, self.policy
+            9, "iris", "2", self.strategy, preparing, "", "1", 0, START_S, START_S, None, self.policy
         )
-        history = Histogram(tuple(int(n) for n in rng.multinomial(self.past, shapes[0])), 1.0)
+        history = histogram(self.latencies_s(self.past, rng))
         counts = {
             ArmKey("iris", "1", LIVE.id, 0, 0): ArmCounts(dispatched=self.past, ok=self.past, total=history)
         }
+        people = (rng.random(self.units), rng.beta(*UNIT_SHAPE, self.units))
         epochs: list[RampEpoch] = []
         in_force: list[tuple[int, float]] = [(0, 0.0)] * (self.delay + 1)
-        weights: list[float] = []
-        now_s, harm, asked, began_s = START_S, 0.0, 0, START_S
+        ended = Ended(row.state, "", 0.0, 0, 0.0)
+        now_s, began_s = START_S, START_S
         while now_s < began_s + most_s:
             now_s += self.tick_s
             number, weight = in_force.pop(0)
             rate = self.traffic(now_s)
-            n = rng.poisson(rate * self.tick_s)
-            mine = rng.binomial(n, weight)
-            rates = self.incumbent(now_s), self.candidate(now_s)
-            for arm, size in ((0, n - mine), (1, mine)):
-                bad = rng.binomial(size, rates[arm])
-                key = ArmKey("iris", "12"[arm], row.id if number else LIVE.id, number, arm)
-                got = ArmCounts(
-                    dispatched=size,
-                    ok=size - bad,
-                    failed=bad,
-                    rows=size,
-                    batches=size,
-                    total=Histogram(tuple(int(k) for k in rng.multinomial(size, shapes[arm])), 0.0),
-                )
-                counts[key] = counts[key].merge(got) if key in counts else got
-                harm += arm * (bad - size * rates[0])
-            asked += mine
+            self.serve(row, number, weight, now_s, people, counts, ended, rng)
             action = next_action(self.snapshot(row, epochs, counts, now_s, rate))
             row, epochs = carry_out(row, epochs, action, now_s)
             if isinstance(action, Weight):
-                weights.append(action.weight)
+                ended.weights.append(action.weight)
                 if len(epochs) == 1:
                     began_s = now_s
             in_force.append((row.epoch, row.weight))
-            if row.state not in (ReleaseState.PREPARING, ReleaseState.RAMPING):
+            if row.state not in (preparing, ReleaseState.RAMPING):
                 break
-        return Ended(row.state, row.reason, harm, asked, now_s - began_s, weights)
+        ended.state, ended.reason, ended.spent_s = row.state, row.reason, now_s - began_s
+        return ended
+
+    def serve(
+        self,
+        row: ReleaseRow,
+        number: int,
+        weight: float,
+        now_s: float,
+        people: tuple[Floats, Floats],
+        counts: dict[ArmKey, ArmCounts],
+        ended: Ended,
+        rng: np.random.Generator,
+    ) -> None:
+        """One tick of traffic under the epoch `number`, added to `counts` and `ended`."""
+        n = int(rng.poisson(self.traffic(now_s) * self.tick_s))
+        rates = [np.full(n, self.incumbent(now_s)), np.full(n, self.candidate(now_s))]
+        if self.units:
+            who = rng.integers(0, self.units, n)
+            mine = people[0][who] < weight
+            shape = sum(UNIT_SHAPE) / UNIT_SHAPE[0]
+            rates = [np.minimum(each * people[1][who] * shape, 1.0) for each in rates]
+            rates[1] = np.clip(rates[1], self.given * rates[0], 1.0 - (1.0 - self.given) * rates[0])
+        else:
+            mine = rng.random(n) < weight
+        fails = both_fail(rates[0], rates[1], self.given, rng.random(n))
+        latencies_s = self.latencies_s(n, rng), self.latencies_s(n, rng) * self.slower
+
+        drawn, shielded = self.copies(number, weight, mine, rng)
+        found = PairCounts()
+        if drawn.any() or shielded:
+            copied = drawn & (rng.random(n) < self.copied)
+            found = self.pairs(fails, latencies_s, copied, rng)
+            helped, failed_twice = mine & fails[1] & ~fails[0], mine & fails[1] & fails[0]
+            found = msgspec.structs.replace(
+                found,
+                dropped=int((drawn & ~copied).sum()),
+                shielded=int(helped.sum()) if shielded else 0,
+                unshielded=int(failed_twice.sum()) if shielded else 0,
+            )
+        for arm in (0, 1):
+            own = mine if arm else ~mine
+            size, bad = int(own.sum()), int((own & fails[arm]).sum())
+            key = ArmKey("iris", "12"[arm], row.id if number else LIVE.id, number, arm)
+            got = ArmCounts(
+                dispatched=size,
+                ok=size - bad,
+                failed=bad,
+                rows=size,
+                batches=size,
+                total=histogram(latencies_s[arm][own]),
+                pairs=found if arm else PairCounts(),
+            )
+            counts[key] = counts[key].merge(got) if key in counts else got
+        seen = mine & fails[1] & fails[0] if shielded else mine & fails[1]
+        ended.requests += int(mine.sum())
+        ended.failed += int((mine & fails[1]).sum())
+        ended.visible += int(seen.sum())
+        ended.harm += float(seen.sum() - rates[0][mine].sum())
+        ended.pairs = ended.pairs.merge(found)
+
+    def copies(self, number: int, weight: float, mine: Bools, rng: np.random.Generator) -> tuple[Bools, bool]:
+        """Which requests are drawn for a copy, and whether the candidate's clients are shielded."""
+        share = 0.0
+        if number:
+            share = (self.policy.reverse if weight > 0.0 else self.policy.shadow) or 0.0
+        whose = mine if weight > 0.0 else ~mine
+        drawn = whose & (rng.random(len(mine)) < share)
+        return drawn, bool(number and weight > 0.0 and self.policy.shielded)
+
+    def pairs(
+        self,
+        fails: tuple[Bools, Bools],
+        latencies_s: tuple[Floats, Floats],
+        copied: Bools,
+        rng: np.random.Generator,
+    ) -> PairCounts:
+        """What comes of the requests that both versions run, each in a batch of its own."""
+        theirs, ours = fails
+        good = copied & ~ours & ~theirs
+        answers = int(good.sum())
+        disagreed, unsound = rng.binomial(answers, (self.disagreement, self.unsound)).tolist()
+        slow = int((good & (latencies_s[1] > latencies_s[0] * self.policy.slower)).sum())
+        return PairCounts(
+            good=answers,
+            worse=int((copied & ours & ~theirs).sum()),
+            better=int((copied & theirs & ~ours).sum()),
+            bad=int((copied & ours & theirs).sum()),
+            agreed=answers - disagreed,
+            disagreed=disagreed,
+            unsound_worse=unsound,
+            slower=slow,
+            faster=answers - slow,
+        )
+
+    def latencies_s(self, size: int, rng: np.random.Generator) -> Floats:
+        found: Floats = MEDIAN_S * np.exp(self.sigma * rng.standard_normal(size))
+        return found
 
     def snapshot(
         self,
@@ -143,13 +271,31 @@ class Canary:
         return Snapshot(row, LIVE, DIGEST, 5, 10.0, (worker,), ramp=view)
 
 
+def both_fail(incumbent: Floats, candidate: Floats, given: float, drawn: Floats) -> tuple[Bools, Bools]:
+    """Who fails, by request: with its rates, and so that the candidate fails a share `given` of the requests
+    that the incumbent fails. `drawn` is uniform in [0, 1).
+
+    Raises: ValueError when that share is not possible with these rates.
+    """
+    joint = given * incumbent
+    if ((joint > candidate + 1e-12) | (incumbent + candidate - joint > 1.0 + 1e-12)).any():
+        raise ValueError(f"the candidate fails too seldom or too often to share {given:.0%} of the failures")
+    alone = (drawn >= incumbent) & (drawn < incumbent + candidate - joint)
+    return drawn < incumbent, alone | (drawn < joint)
+
+
+def histogram(latencies_s: Floats) -> Histogram:
+    counts = np.bincount(np.searchsorted(BOUNDS_S, latencies_s), minlength=BUCKETS)
+    return Histogram(tuple(counts.tolist()), float(latencies_s.sum()))
+
+
 def carry_out(
     row: ReleaseRow, epochs: list[RampEpoch], action: Action, now_s: float
 ) -> tuple[ReleaseRow, list[RampEpoch]]:
     """The row and its epochs after an action, as the loop and the ledger would leave them."""
     if isinstance(action, Hold):
         return row, epochs
-    reason = action.reason if isinstance(action, (Fail, Pause, Promote, RollBack)) else ""
+    reason = action.reason if isinstance(action, (Fail, Pass, Pause, Promote, RollBack)) else ""
     row = msgspec.structs.replace(row, state=NEXT_STATE[type(action)], reason=reason)
     weight = action.weight if isinstance(action, (Weight, Pause)) else None
     if weight is not None:
