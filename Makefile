@@ -96,6 +96,7 @@ test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak r
 bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(call need,wrk,wrk)
 	@$(bin)/python -m benchmarks.bench_cost
+	@$(bin)/python -m benchmarks.bench_rules
 	@$(bin)/python -m benchmarks $(ARGS)
 
 releases: $(installed)  ## release 20 bad and 20 good versions by evidence, under load: half an hour
