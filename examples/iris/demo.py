@@ -52,7 +52,8 @@ class Demo:
         self._swaps = swaps
         self._rate = rate
         self._quiet_s = quiet_s
-        self._console = Console(highlight=False)
+        # A pipe has no width; rich would take 80 columns for it.
+        self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self._began_s = time.monotonic()
 
     def run(self) -> int:
