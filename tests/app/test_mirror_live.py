@@ -19,7 +19,7 @@ from interlock.core.letters import Desired, ModelDesired, encode
 from interlock.core.model import Model, Placement, Version
 from interlock.core.route import COPY_ARM, Arm, Mirror, Route
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
-from interlock.core.state import ArmCounts, ArmKey
+from interlock.core.state import ArmCounts, ArmKey, PairCounts
 from interlock.serving.counters import read_all
 from tests.app.nodes import _put, put_onnx, until
 
@@ -122,8 +122,12 @@ def test_no_client_sees_what_a_shielded_candidate_fails(workers: Workers, interl
         return read_all(run_folder(interlock_home)).get(key, ArmCounts())
 
     injected = REQUESTS * (100 - FAILS_FROM) // 100
-    until(lambda: counts("2", 1).pairs.good + counts("2", 1).pairs.worse == REQUESTS, "all pairs")
-    pairs, mine = counts("2", 1).pairs, counts("2", 1)
+
+    def both() -> PairCounts:
+        return counts("2", 1).pairs.merge(counts("2", COPY_ARM).pairs)
+
+    until(lambda: both().good + both().worse == REQUESTS, "all pairs")
+    pairs, mine = both(), counts("2", 1)
     assert (pairs.worse, pairs.better, pairs.bad, pairs.dropped) == (injected, 0, 0, 0)
     assert pairs.agreed == REQUESTS - injected and pairs.disagreed == 0
     assert pairs.shielded == mine.failed and pairs.unshielded == 0

@@ -142,7 +142,8 @@ def test_the_default_canary_of_a_version_that_fails_on_one_request_in_twenty_is_
         mine = counted(interlock_home, row.id, "2", CANDIDATE)
         copies = counted(interlock_home, row.id, "2", COPY_ARM)
         assert mine.dispatched == 0, "its requests were copies"
-        pairs = mine.pairs
+        pairs = copies.pairs
+        assert mine.pairs == PairCounts(), "it answered nobody"
         assert (pairs.better, pairs.bad, pairs.shielded, pairs.unshielded) == (0, 0, 0, 0)
         assert 0 < pairs.worse <= copies.failed and pairs.good <= copies.ok
         # Each is of a client's request, and either it ran or it was dropped.
@@ -223,10 +224,10 @@ def kill_control_in(
         return mine[0] if mine else ArmCounts()
 
     until(lambda: first("1", INCUMBENT).ok > 20, "evidence of the first epoch")
-    seen = first("1", INCUMBENT), first("2", CANDIDATE)
+    seen = first("1", INCUMBENT), first("2", COPY_ARM)
     assert ledger.release(release).state is ReleaseState.RAMPING
     node.kill("control")
-    after = first("1", INCUMBENT), first("2", CANDIDATE)
+    after = first("1", INCUMBENT), first("2", COPY_ARM)
     assert after[0].ok >= seen[0].ok and ran(after[1].pairs) >= ran(seen[1].pairs)
     return seen
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.policy import Policy
+from interlock.core.route import COPY_ARM
 from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout import plan
@@ -182,17 +183,21 @@ class Canary:
         latencies_s = self.latencies_s(n, rng), self.latencies_s(n, rng) * self.slower
 
         drawn, shielded = self.copies(number, weight, mine, rng)
-        found = PairCounts()
+        found, copies = PairCounts(), PairCounts()
         if drawn.any() or shielded:
             copied = drawn & (rng.random(n) < self.copied)
-            found = self.pairs(fails, latencies_s, copied, rng)
+            found = self.pairs(fails, latencies_s, copied & mine, rng)
             helped, failed_twice = mine & fails[1] & ~fails[0], mine & fails[1] & fails[0]
             found = msgspec.structs.replace(
                 found,
-                dropped=int((drawn & ~copied).sum()),
+                dropped=int((drawn & ~copied & mine).sum()),
                 shielded=int(helped.sum()) if shielded else 0,
                 unshielded=int(failed_twice.sum()) if shielded else 0,
             )
+            copies = self.pairs(fails, latencies_s, copied & ~mine, rng)
+            copies = msgspec.structs.replace(copies, dropped=int((drawn & ~copied & ~mine).sum()))
+            key = ArmKey("iris", "2", row.id, number, COPY_ARM)
+            counts[key] = counts.get(key, ArmCounts()).merge(ArmCounts(pairs=copies))
         for arm in (0, 1):
             own = mine if arm else ~mine
             size, bad = int(own.sum()), int((own & fails[arm]).sum())
@@ -212,15 +217,12 @@ class Canary:
         ended.failed += int((mine & fails[1]).sum())
         ended.visible += int(seen.sum())
         ended.harm += float(seen.sum() - rates[0][mine].sum())
-        ended.pairs = ended.pairs.merge(found)
+        ended.pairs = ended.pairs.merge(found).merge(copies)
 
     def copies(self, number: int, weight: float, mine: Bools, rng: np.random.Generator) -> tuple[Bools, bool]:
         """Which requests are drawn for a copy, and whether the candidate's clients are shielded."""
-        share = 0.0
-        if number:
-            share = (self.policy.reverse if weight > 0.0 else self.policy.shadow) or 0.0
-        whose = mine if weight > 0.0 else ~mine
-        drawn = whose & (rng.random(len(mine)) < share)
+        shadow, reverse = (self.policy.shadow or 0.0, self.policy.reverse or 0.0) if number else (0.0, 0.0)
+        drawn = rng.random(len(mine)) < np.where(mine, reverse, shadow)
         return drawn, bool(number and weight > 0.0 and self.policy.shielded)
 
     def pairs(

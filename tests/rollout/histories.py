@@ -41,7 +41,8 @@ def tried(number: int, weight: float, pairs: PairCounts, asked: int = 0, bad: in
         time.time() - 60.0,
         ArmTally(theirs, 0, theirs, theirs, (theirs // 20,)),
         ArmTally(asked, bad, asked, asked, (0,)),
-        pairs,
+        pairs if weight > 0.0 else PairCounts(),
+        PairCounts() if weight > 0.0 else pairs,
     )
 
 

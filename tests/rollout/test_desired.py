@@ -130,7 +130,7 @@ def test_what_both_versions_run_follows_the_share_and_stops_with_a_pause_without
 
     shadow, canary = mirror(ReleaseState.RAMPING, 0.0), mirror(ReleaseState.RAMPING, 0.2)
     assert shadow is not None and (shadow.shadow, shadow.reverse, shadow.shielded) == (1.0, 0.0, False)
-    assert canary is not None and (canary.shadow, canary.reverse, canary.shielded) == (0.0, 0.5, True)
+    assert canary is not None and (canary.shadow, canary.reverse, canary.shielded) == (1.0, 0.5, True)
     assert mirror(ReleaseState.PAUSED, 0.2) == canary, "it goes on answering"
     assert mirror(ReleaseState.PAUSED, 0.0) is None, "it may be what costs too much"
     assert mirror(ReleaseState.SWITCHING, 0.2) is None and mirror(ReleaseState.ROLLING_BACK, 0.2) is None

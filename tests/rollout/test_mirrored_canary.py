@@ -170,10 +170,6 @@ def test_the_same_version_is_seldom_rolled_back_however_long_it_takes(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="a proof about times is of copies, and none run once errors are clear: three in ten wait for ever",
-)
 def test_the_same_version_gets_through_where_users_stick_to_it() -> None:
     """Fails where a proof is wanted for which nothing is gathered any more."""
     found = runs(Canary(FIVE, FIVE, policy=BY_USER, units=1000, tick_s=1.0), 10, 11, 400.0)

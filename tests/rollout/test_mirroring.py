@@ -83,7 +83,9 @@ def test_the_mirror_of_a_share() -> None:
     shadow, canary = mirror_of(policy, 0.0), mirror_of(policy, 0.05)
     assert shadow is not None and canary is not None
     assert (shadow.candidate, shadow.shadow, shadow.reverse, shadow.shielded) == (CANDIDATE, 1.0, 0.0, False)
-    assert (canary.shadow, canary.reverse, canary.shielded) == (0.0, 1.0, True)
+    assert (canary.shadow, canary.reverse, canary.shielded) == (1.0, 1.0, True), (
+        "both stay as busy as each other"
+    )
     assert (canary.latency_ratio, canary.tolerance, canary.ranges) == (1.5, 0.1, policy.ranges)
     assert mirror_of(Policy(), 0.0) is None, "a policy of an older release, which says nothing of it"
 

@@ -20,7 +20,8 @@ def epoch(
     weight: float, pairs: PairCounts, incumbent: int = 4000, candidate: int = 0, bad: int = 0
 ) -> EpochTally:
     mine, theirs = ArmTally(candidate, bad, candidate), ArmTally(incumbent, 0, incumbent)
-    return EpochTally(1 if weight == 0.0 else 2, weight, (), 0.0, theirs, mine, pairs)
+    copies, answers = (pairs, PairCounts()) if weight == 0.0 else (PairCounts(), pairs)
+    return EpochTally(1 if weight == 0.0 else 2, weight, (), 0.0, theirs, mine, answers, copies)
 
 
 def gate(found: Judgement, name: str) -> Gate:

@@ -78,8 +78,8 @@ class ArmKey(msgspec.Struct, frozen=True):
 
 
 class PairCounts(msgspec.Struct, frozen=True):
-    """Cumulative outcomes of requests that the incumbent and a candidate both ran, in the row of the
-    candidate; shadow and reverse shadow together.
+    """Cumulative outcomes of requests that the incumbent and a candidate both ran: in the row of the
+    candidate those that it answered (a reverse shadow), in the row of its copies those of a shadow.
 
     `good`: both answered; `worse`: only the candidate failed or timed out; `better`: only the incumbent did;
     `bad`: both. What the client abandoned, what both found invalid, and what was never copied is no pair.

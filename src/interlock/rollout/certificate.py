@@ -217,7 +217,7 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
 
 
 def _stage(epoch: EpochTally) -> Stage:
-    pairs = epoch.pairs
+    pairs = epoch.both
     return Stage(
         epoch.number,
         epoch.weight,

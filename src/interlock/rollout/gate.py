@@ -100,7 +100,7 @@ def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[flo
     """
     asked = [Epoch(e.weight, e.incumbent.requests, e.candidate.requests) for e in epochs]
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
-    pairs = paired_gates.failures(paired_gates.total(paired_gates.served(epochs)))
+    pairs = paired_gates.failures(paired_gates.served(epochs))
     weight = epochs[-1].weight if epochs else 0.0
 
     def by_arm(margin: float, more: float) -> float:
@@ -255,7 +255,7 @@ def _errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     log_e, threshold = _log_e_within(epochs, policy), log_threshold(policy.alpha)
     words = _versus(epochs, _errors)
     if policy.reverse:
-        pairs = paired_gates.total(paired_gates.served(epochs))
+        pairs = paired_gates.served(epochs)
         words = f"{words}; of its own that both ran {paired_gates.failed_words(pairs)}"
     name = "errors within margin"
     if policy.unit is Unit.HEADER and not policy.reverse:

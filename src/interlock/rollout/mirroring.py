@@ -59,9 +59,9 @@ def settled(policy: Policy, incumbent: Version | None, candidate: Version, answe
 
 
 def mirror_of(policy: Policy, weight: float) -> Mirror | None:
-    """What is copied while the candidate has this share: a shadow of the incumbent's requests while it has
-    none, then the incumbent beside it."""
-    shadow = (policy.shadow or 0.0) if weight == 0.0 else 0.0
+    """What is copied while the candidate has this share. The shadow goes on when it answers: a candidate that
+    is asked little has cold caches and an empty queue, and is neither as slow nor as fast as it will be."""
+    shadow = policy.shadow or 0.0
     reverse = (policy.reverse or 0.0) if weight > 0.0 else 0.0
     shielded = bool(policy.shielded) and weight > 0.0
     if not (shadow or reverse or shielded):

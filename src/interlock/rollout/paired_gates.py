@@ -13,7 +13,7 @@ does. So an alarm about times wants more than a majority (`COMPUTE_MARGIN`), of 
 `slower` times the incumbent's and .1 ms: two equal versions are far from that, whoever runs first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from interlock.core.policy import Policy
 from interlock.core.state import PairCounts
@@ -32,20 +32,17 @@ of all batches. A proof wants it to be the faster one more often than not."""
 
 def total(epochs: Sequence[EpochTally]) -> PairCounts:
     """All pairs of these epochs."""
-    found = PairCounts()
-    for epoch in epochs:
-        found = found.merge(epoch.pairs)
-    return found
+    return _sum(epoch.both for epoch in epochs)
 
 
-def served(epochs: Sequence[EpochTally]) -> list[EpochTally]:
-    """The epochs in which the candidate answered clients."""
-    return [epoch for epoch in epochs if epoch.weight > 0.0]
+def served(epochs: Sequence[EpochTally]) -> PairCounts:
+    """The pairs of requests that the candidate answered."""
+    return _sum(epoch.pairs for epoch in epochs)
 
 
-def copied(epochs: Sequence[EpochTally]) -> list[EpochTally]:
-    """The epochs in which the candidate ran copies alone."""
-    return [epoch for epoch in epochs if epoch.weight == 0.0]
+def copied(epochs: Sequence[EpochTally]) -> PairCounts:
+    """The pairs of requests of which it ran a copy."""
+    return _sum(epoch.copies for epoch in epochs)
 
 
 def number_of_alarms(policy: Policy) -> int:
@@ -72,7 +69,7 @@ def alarms(epochs: Sequence[EpochTally], policy: Policy, threshold: float) -> li
     if _limits_disagreement(policy):
         found.append(alarm("disagreement", _log_e_differ(pairs, policy), threshold, _differ(pairs, policy)))
     if "latency" in policy.guardrails and policy.reverse:
-        times = compute(total(served(epochs)))
+        times = compute(served(epochs))
         log_e = paired.log_e_harm(times, COMPUTE_MARGIN)
         found.append(alarm("compute", log_e, threshold, _took(times, policy)))
     return found
@@ -80,7 +77,7 @@ def alarms(epochs: Sequence[EpochTally], policy: Policy, threshold: float) -> li
 
 def slow_shadow(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     """Whether the copies of a shadow take longer: a matter for a person, since copies wait for clients."""
-    times = compute(total(copied(epochs)))
+    times = compute(copied(epochs))
     threshold = log_threshold(policy.alpha)
     gate = alarm("compute", paired.log_e_harm(times, COMPUTE_MARGIN), threshold, _took(times, policy))
     verdict = gate.verdict if gate.verdict is Verdict.FAIL else Verdict.PASS
@@ -96,8 +93,8 @@ def slow_shadow(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
 
 def copies_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     """That copies fail at most `margin` more often: what a shadow can prove."""
-    pairs = failures(total(copied(epochs)))
-    words = f"{failed_words(total(copied(epochs)))}, {policy.margin:.2%} more is allowed"
+    pairs = failures(copied(epochs))
+    words = f"{failed_words(copied(epochs))}, {policy.margin:.2%} more is allowed"
     return proof(
         "errors within margin",
         lambda more: paired.log_e_safe(grown(pairs, more), policy.margin),
@@ -109,8 +106,8 @@ def copies_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
 
 def compute_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
     """That the candidate's batches take longer than `slower` times the incumbent's less often than not."""
-    times = compute(total(copied(epochs)))
-    drawn = total(epochs).good
+    times = compute(copied(epochs))
+    drawn = copied(epochs).good
     share = times.count / drawn if drawn else 0.0
     return proof(
         "compute within margin",
@@ -139,12 +136,12 @@ def proof(
 
 def copies_excess_most(epochs: Sequence[EpochTally]) -> float:
     """The upper end of the confidence sequence of how much more often copies fail, in [-1, 1]."""
-    return paired.excess_interval(failures(total(copied(epochs))), 2 * BUDGET_ALPHA).greatest
+    return paired.excess_interval(failures(copied(epochs)), 2 * BUDGET_ALPHA).greatest
 
 
 def needed_to_clear(epochs: Sequence[EpochTally], policy: Policy, excess: float) -> float | None:
     """About how many more requests until copies are known to fail less than `excess` more often."""
-    pairs = failures(total(copied(epochs)))
+    pairs = failures(copied(epochs))
     threshold = log_threshold(BUDGET_ALPHA)
     return needed_requests(
         lambda more: paired.log_e_safe(grown(pairs, more), excess), threshold, epochs, policy
@@ -155,13 +152,20 @@ def needed_requests(
     log_e_after: Callable[[float], float], threshold: float, epochs: Sequence[EpochTally], policy: Policy
 ) -> float | None:
     """About how many more requests of the model until ln E is at its threshold, at the share of them that
-    becomes pairs now; None when it is not on its way."""
+    is copied now; None when it is not on its way."""
     weight = epochs[-1].weight if epochs else 0.0
-    share = (policy.shadow or 0.0) if weight == 0.0 else weight * (policy.reverse or 0.0)
+    share = (1.0 - weight) * (policy.shadow or 0.0)
     found = requests_needed(log_e_after, threshold)
     if found is None or found == 0.0:
         return found
     return found / share if share else None
+
+
+def _sum(found: Iterable[PairCounts]) -> PairCounts:
+    whole = PairCounts()
+    for pairs in found:
+        whole = whole.merge(pairs)
+    return whole
 
 
 def failures(pairs: PairCounts) -> Pairs:

@@ -30,7 +30,7 @@ from interlock.rollout.paired_gates import copies_excess_most, needed_to_clear
 from interlock.rollout.ramp import CLEAR_MARGINS, Allowance, allowance
 from interlock.rollout.snapshot import Snapshot, WorkerView
 
-DECISION = 3
+DECISION = 4
 """Number of this decision code, logged with each decision: a replay compares like with like."""
 
 NOW = "now"

@@ -43,7 +43,8 @@ class ArmTally(msgspec.Struct, frozen=True):
 
 
 class EpochTally(msgspec.Struct, frozen=True):
-    """Both arms while the weight and the cuts were constant. `pairs`: requests that both versions ran."""
+    """Both arms while the weight and the cuts were constant. Of what both versions ran, `pairs` are requests
+    that the candidate answered, `copies` those that the incumbent did."""
 
     number: int
     weight: float
@@ -52,6 +53,11 @@ class EpochTally(msgspec.Struct, frozen=True):
     incumbent: ArmTally
     candidate: ArmTally
     pairs: PairCounts = PairCounts()
+    copies: PairCounts = PairCounts()
+
+    @property
+    def both(self) -> PairCounts:
+        return self.pairs.merge(self.copies)
 
 
 def arm_tally(counts: ArmCounts, cuts_s: Sequence[float]) -> ArmTally:
@@ -86,6 +92,7 @@ def tally(
             arm_tally(of(epoch, live, INCUMBENT), [cut.incumbent_s for cut in epoch.cuts]),
             arm_tally(mine, [cut.candidate_s for cut in epoch.cuts]),
             mine.pairs,
+            of(epoch, row.number, COPY_ARM).pairs,
         )
         for epoch in epochs
         for mine in (of(epoch, row.number, CANDIDATE),)

@@ -310,14 +310,16 @@ class Infer:
         ):
             if isinstance(client, Target) and (share or (mirror.shielded and client is candidate)):
                 key = ArmKey(client.model, other.version.number, route.release, route.epoch, COPY_ARM)
+                copies = self._block.slot(key)
                 made[client.arm.index] = Mirrored(
                     client,
                     other.lane,
                     mirror,
                     share,
                     route.salt,
-                    self._block.slot(key),
-                    candidate.slot,
+                    copies,
+                    # What the candidate answered is told apart from what it ran a copy of.
+                    candidate.slot if client is candidate else copies,
                     copy_id,
                     self._draw,
                 )
