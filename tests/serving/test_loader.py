@@ -26,7 +26,7 @@ from interlock.core.model import (
     digest_of,
 )
 from interlock.core.request import Request
-from interlock.core.route import Arm, Mirror, Route, single
+from interlock.core.route import COPY_ARM, Arm, Mirror, Route, single
 from interlock.core.state import ArmCounts, ArmKey, PairCounts
 from interlock.serving.block import Block
 from interlock.serving.block_reader import read_block
@@ -184,7 +184,7 @@ async def test_a_mirrored_route_compares_real_versions(rig: Rig) -> None:
     def pairs() -> PairCounts:
         view = read_block(rig.block.path)
         assert view is not None
-        return view.counts.get(ArmKey("m", "2", 7, 3, 1), ArmCounts()).pairs
+        return view.counts.get(ArmKey("m", "2", 7, 3, COPY_ARM), ArmCounts()).pairs
 
     await until(lambda: pairs().disagreed)
     found = pairs()
