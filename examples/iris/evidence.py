@@ -89,14 +89,15 @@ def release_forests(node: DemoNode, up: Up, rows: Rows, say: Say) -> Evidence:
 
 
 def table(seen: Evidence) -> Table:
-    """One line a version: what it is, how it ended, after how much, and what clients noticed."""
+    """One line a version: what it is, how it ended, after how much, and what clients noticed. Saved: those
+    that got the live version's answer, where the new one failed."""
     shown = Table(title=f"Three releases by evidence at {seen.load.offered_per_s:g} requests/s, open loop")
     for title in (
         "version",
         "it",
         "ended",
         "after",
-        "requests that it got",
+        "answered",
         "run by both",
         "saved",
         "saw an error",

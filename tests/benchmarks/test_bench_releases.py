@@ -229,7 +229,7 @@ def test_the_plan_is_printed_and_a_pattern_chooses(capsys: pytest.CaptureFixture
     ("names", "limit_s"),
     [
         # Too short for a promotion: what is undecided then is aborted.
-        (("fails 0 -> 100 %", "fails 0 % again"), 12.0),
+        pytest.param(("fails 0 -> 100 %", "fails 0 % again"), 12.0, marks=pytest.mark.soak),
         # k6 is downloaded at its first use.
         pytest.param(("labels flipped on 50 %", "labels differ on 3 %"), 90.0, marks=pytest.mark.soak),
     ],
