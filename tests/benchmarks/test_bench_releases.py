@@ -18,6 +18,8 @@ from benchmarks.clients import Answer, ensure_k6
 from benchmarks.machine import this_machine
 from benchmarks.released import Blame, Released, as_text, blame, clopper_pearson, summed, totals
 
+pytestmark = pytest.mark.slow
+
 ROWS = 3_000
 BROKEN = (ValueError, SystemExit, TimeoutError)
 

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import bench_rules as sim
 
+pytestmark = pytest.mark.slow
+
 
 def means(rule: str, case: str, runs: int = 30) -> sim.Row:
     return sim.play((rule, case, runs, 1))

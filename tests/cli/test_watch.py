@@ -29,6 +29,8 @@ from tests.app.nodes import until
 from tests.operations.homes import a_home, a_node, a_report, a_version, release_and_carry_out
 from tests.rollout.histories import BAD, GOOD, POLICY, a_shadow, begun, decide, look, tried
 
+pytestmark = pytest.mark.slow
+
 NODE = a_node(a_report("worker-0"))
 FEW = PairCounts(good=30, agreed=30)
 

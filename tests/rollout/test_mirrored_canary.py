@@ -21,6 +21,8 @@ from interlock.rollout.plan import SHADOW
 from tests.rollout.canaries import START_S, Canary, Ended, both_fail, constant, decisions_only
 from tests.rollout.test_mirroring import version
 
+pytestmark = pytest.mark.slow
+
 ROLLED_BACK, PAUSED, PROMOTED, PASSED = (
     ReleaseState.ROLLING_BACK,
     ReleaseState.PAUSED,

@@ -15,6 +15,8 @@ from interlock.runtime.check import CheckReport, check, choose_placement
 from interlock.runtime.check_process import run_check
 from tests.runtime import models
 
+pytestmark = pytest.mark.slow
+
 
 def run(name: str, folder: Path) -> tuple[Version, CheckReport]:
     version = models.MODELS[name](folder)

@@ -12,6 +12,8 @@ from interlock.runtime.check import check
 from interlock.runtime.check_process import run_check
 from interlock.runtime.protocol import Streams, streams_of
 
+pytestmark = pytest.mark.slow
+
 SIGNATURE = '    signature = {"inputs": {"x": ("FP32", [-1, 2])}, "outputs": {"y": ("FP32", [-1])}}\n'
 HEAD = "import itertools, time\nimport numpy as np\nclass Model:\n"
 COUNT_DOWN = """

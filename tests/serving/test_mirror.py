@@ -33,6 +33,7 @@ from interlock.serving.mirror import LEAST_LONGER_S, SHIELD_AFTER
 from interlock.serving.pair import Pair
 from tests.serving.fakes import FakeBatch, FakePlace, FakeSink, a_request, a_version
 from tests.serving.test_lane import FakeTimeLoop, tick
+from tests.thorough import examples
 
 FAR_S = 600.0
 OLD, NEW = "1", "2"
@@ -729,4 +730,4 @@ def machine_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 TestMirrorMachine = MirrorMachine.TestCase
-TestMirrorMachine.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestMirrorMachine.settings = settings(max_examples=examples(80), stateful_step_count=30, deadline=None)
