@@ -23,7 +23,7 @@ from interlock.rollout.plan import CANARY
 from interlock.rollout.replay import decisions, replay
 from interlock.serving.counters import read_all
 from tests.app.nodes import RunningNode, put_python, until
-from tests.app.traffic import CLIENTS, FAILS, QUICK, Traffic
+from tests.app.traffic import CLIENTS, FAILS, QUICK, Traffic, serving
 
 pytestmark = pytest.mark.server
 
@@ -163,18 +163,9 @@ def _key(route: Route) -> bytes:
 
 @contextmanager
 def ramps(home: Path) -> Iterator[Ramps]:
-    put_python(home, "m", "1", 3.0)
-    put_python(home, "m", "2", 5.0)
     put_python(home, "m", BAD, 7.0, FAILS)
-    with RunningNode(home, workers=WORKERS) as node:
-        node.wait_ready()
-        assert node.release("m", "1").state is ReleaseState.DONE
-        ledger = Ledger(home / "ledger.db")
-        try:
-            with Traffic(node).flowing() as traffic:
-                yield Ramps(node, ledger, traffic)
-        finally:
-            ledger.close()
+    with serving(home, "pass", workers=WORKERS) as (node, ledger, traffic):
+        yield Ramps(node, ledger, traffic)
 
 
 def kill_at_random(home: Path, kills: int, seed: int) -> Ramps:

@@ -32,12 +32,6 @@ LISTING = ["status", "models", "versions", "events", "quarantine"]
 NODE = a_node(a_report("worker-0", a_status("iris", "2", VersionState.READY)))
 
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("INTERLOCK_URL", raising=False)
-    monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
-
-
 @pytest.fixture
 def ctx(interlock_home: Path) -> Iterator[Context]:
     context = a_home(interlock_home, iris=3)

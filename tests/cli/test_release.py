@@ -28,12 +28,6 @@ from tests.operations.homes import (
 NODE = a_node(a_report("worker-0"))
 
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("INTERLOCK_URL", raising=False)
-    monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
-
-
 @pytest.fixture
 def ctx(interlock_home: Path) -> Iterator[Context]:
     context = a_home(interlock_home, iris=3)

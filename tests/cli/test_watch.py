@@ -35,12 +35,6 @@ NODE = a_node(a_report("worker-0"))
 FEW = PairCounts(good=30, agreed=30)
 
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("INTERLOCK_URL", raising=False)
-    monkeypatch.delenv("INTERLOCK_TOKEN", raising=False)
-
-
 @pytest.fixture
 def ctx(interlock_home: Path) -> Iterator[Context]:
     context = a_home(interlock_home, iris=3)
