@@ -25,7 +25,7 @@ middle, and the share of mSPRT and z is 5, 20, 50 % (the others have a ramp of t
 Beta(.5, 9.5), 5 % on average, 1,000 users, each of whom always meets the same version; ours gets 5 minutes
 there, with a look each second.
 
-Past 400 lines because rules, table and picture go by the same cases.
+Past 400 lines because rules and tables go by the same cases; the picture is apart.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from math import ceil, log10, sqrt
+from math import ceil, sqrt
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.bench_evidence import ALPHA, DRIFT, RAMP, REQUESTS, Estimate, msprt, share_of, z_test
+from benchmarks.rules_picture import svg
 from interlock.core.policy import Policy, Unit
 from interlock.registry.rows import ReleaseState
 from tests.rollout.canaries import START_S, UNIT_SHAPE, Canary, Rate, constant, decisions_only
@@ -378,50 +379,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-# The picture
-
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 520, 40, 360
-_LEAST, _MOST = 0.1, 100_000.0
-_DASHES = ("none", "7 3", "2 3", "9 3 2 3", "none", "7 3", "2 3", "9 3 2 3")
-
-
-def svg(extra: Mapping[str, Sequence[float]]) -> str:
-    """Mean extra failures of each rule by the candidate's error rate, in the order of `RATES`[1:]."""
-    at_x = [_LEFT + 30 + k * (_RIGHT - _LEFT - 60) / (len(RATES) - 2) for k in range(len(RATES) - 1)]
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 420" font-family="sans-serif" '
-        'font-size="12">',
-        "<title>Extra failures until the decision, by the candidate's error rate</title>",
-        '<rect width="780" height="420" fill="white"/>',
-        f'<text x="{_LEFT}" y="22" font-size="14">Extra failures that clients saw until the decision, '
-        "mean</text>",
-    ]
-    for power in range(int(log10(_LEAST)), int(log10(_MOST)) + 1):
-        y = _height(10.0**power)
-        name = f"{10**power:,}" if power >= 0 else "0.1 or less"
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_RIGHT}" stroke="#ccc"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-    parts.append(f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" fill="none" stroke="black"/>')
-    for x, rate in zip(at_x, RATES[1:], strict=True):
-        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" text-anchor="middle">{100 * rate:g} %</text>')
-    middle = (_LEFT + _RIGHT) / 2
-    words = f"error rate of the candidate; the incumbent has {100 * P0:g} %"
-    parts.append(f'<text x="{middle:.0f}" y="{_BOTTOM + 40}" text-anchor="middle">{words}</text>')
-    for index, (name, means) in enumerate(extra.items()):
-        # Ours are thick, the others thin; the dashes tell those of a kind apart without colours.
-        dash = _DASHES[index % len(_DASHES)]
-        stroke = f'stroke="black" stroke-width="{2.6 if name in OURS else 1.1}" stroke-dasharray="{dash}"'
-        line = " ".join(f"{x:.1f},{_height(mean):.1f}" for x, mean in zip(at_x, means, strict=True))
-        parts.append(f'<polyline points="{line}" fill="none" {stroke}/>')
-        y = _TOP + 20 + 22 * index
-        parts.append(f'<path d="M{_RIGHT + 16} {y}h34" fill="none" {stroke}/>')
-        parts.append(f'<text x="{_RIGHT + 56}" y="{y + 4}">{name}</text>')
-    return "\n".join((*parts, "</svg>")) + "\n"
-
-
-def _height(extra: float) -> float:
-    share = log10(max(extra, _LEAST) / _LEAST) / log10(_MOST / _LEAST)
-    return _BOTTOM - share * (_BOTTOM - _TOP)
+def picture(extra: Mapping[str, Sequence[float]]) -> str:
+    """Mean extra failures of each rule, in the order of `RATES`[1:], drawn."""
+    return svg(extra, RATES[1:], P0, OURS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -438,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = measure(given.runs, given.seed)
     if given.svg is not None:
         cases = list(CASES)[1:]
-        given.svg.write_text(svg({rule: [found[rule, case].extra for case in cases] for rule in RULES}))
+        given.svg.write_text(picture({rule: [found[rule, case].extra for case in cases] for rule in RULES}))
     if given.json:
         rows = [{"rule": r, "case": c, **msgspec.to_builtins(one)} for (r, c), one in found.items()]
         print(json.dumps({"runs": given.runs, "seed": given.seed, "rows": rows}, indent=1))

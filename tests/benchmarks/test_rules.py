@@ -86,6 +86,6 @@ def test_the_figures_as_json(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_the_picture_is_the_same_each_time_and_names_what_it_draws() -> None:
     extra = {rule: [0.0, 10.0, 100.0, 1000.0, 20_000.0] for rule in sim.RULES}
-    assert sim.svg(extra) == sim.svg(extra)
-    ElementTree.fromstring(sim.svg(extra))
-    assert "error rate of the candidate" in sim.svg(extra) and sim.svg(extra).count("<polyline") == 8
+    assert sim.picture(extra) == sim.picture(extra)
+    ElementTree.fromstring(sim.picture(extra))
+    assert "error rate of the candidate" in sim.picture(extra) and sim.picture(extra).count("<polyline") == 8
