@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from interlock.app import logs
 from interlock.app.link import LetterClient
@@ -75,7 +75,11 @@ class Worker:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or until the supervisor is gone; then drain."""
+        """Serve until SIGTERM or until the supervisor is gone; then drain.
+
+        Raises: whatever its heartbeat or its line to control dies of, after the drain: one that is deaf would
+        go on with what it was told last for ever; the supervisor starts another.
+        """
         loop = asyncio.get_running_loop()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
@@ -89,14 +93,18 @@ class Worker:
             await self._first_load()
         await self._server.serve(socket.socket(fileno=self._args.listen_fd))
         _log.info("serving", extra=logs.fields(pid=os.getpid()))
-        await self._stop.wait()
+        stop = asyncio.create_task(self._stop.wait())
+        parts: tuple[asyncio.Task[Any], ...] = (stop, link, beat)
+        ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         loop.remove_reader(self._args.lifeline_fd)
         await self._leave()
-        for task in (link, beat):
+        for task in parts:
             task.cancel()
-        await asyncio.gather(link, beat, return_exceptions=True)
+        await asyncio.gather(*parts, return_exceptions=True)
         await self._loader.close()
         self._block.close()
+        for task in ended:
+            task.result()
 
     async def _first_load(self) -> None:
         with suppress(TimeoutError):
