@@ -24,6 +24,7 @@ from interlock.core.letters import Desired, Report, VersionState, letters_socket
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, run_folder
 from interlock.serving.block import Block
 from interlock.serving.counters import read_all
+from interlock.serving.inbox import Inbox
 from interlock.serving.infer import Infer
 from interlock.serving.loader import Loader
 from interlock.wire.http import AccessLog, HttpLimits, HttpServer, new_loop
@@ -45,11 +46,13 @@ class Worker:
         run = run_folder(config.home)
         self._args = args
         self._block = Block.create(run, args.process, args.incarnation)
+        self._inbox = Inbox(config.home, args.process, args.incarnation)
         self._infer = Infer(
             self._block,
             args.incarnation & 0xFFFFFFFF,
             lambda: read_all(run),
             self._repository if config.allow_repository_control else None,
+            self._inbox.keep,
         )
         # What loads beside the loop is not to keep requests waiting.
         beside = ThreadPoolExecutor(_BESIDES, thread_name_prefix="beside", initializer=patiently)
@@ -102,6 +105,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
         await self._loader.close()
+        self._inbox.close()
         self._block.close()
         for task in ended:
             task.result()

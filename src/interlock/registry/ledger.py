@@ -232,11 +232,13 @@ class Ledger:
         was: ReleaseRow | None = None,
         epoch: RampEpoch | None = None,
         resumed: Policy | None = None,
+        number: str | None = None,
     ) -> ReleaseRow:
         """Move a release on; `done` also makes it the model's live one. `snapshot` is what the decision saw.
 
         `was`: the row that the decision saw; if it stands elsewhere by now, nothing is changed. `epoch`
-        begins a new one, with its weight. `resumed`: a person lets it go on, under this policy.
+        begins a new one, with its weight. `resumed`: a person lets it go on, under this policy. `number`: of
+        the candidates of an A/B test, the one that goes on alone.
         Raises: LedgerError for an unknown release or a step that its state does not allow.
         """
         wanted = ReleaseState(state)
@@ -258,6 +260,8 @@ class Ledger:
                 self._put_epoch(connection, release_id, epoch)
             if resumed is not None:
                 values |= {"policy": _json(resumed), "resumed_epoch": row.epoch, "resumed_s": time_s}
+            if number is not None:
+                values["number"] = number
             row = self._change(connection, row, wanted, reason, snapshot, values, time_s)
             if wanted is ReleaseState.DONE:
                 self._set_live(connection, row.model, release_id)
@@ -389,10 +393,12 @@ class Ledger:
         live = self._live(connection, model)
         if live is not None and live.number == number:
             return True
-        query = sa.select(releases.c.id).where(
-            releases.c.model == model, releases.c.number == number, releases.c.state.in_(OPEN_STATES)
-        )
-        return connection.execute(query).first() is not None
+        query = sa.select(releases).where(releases.c.model == model, releases.c.state.in_(OPEN_STATES))
+        for row in map(_release, connection.execute(query)):
+            arms = row.policy.arms if row.policy is not None else ()
+            if number == row.number or number in [arm.version for arm in arms]:
+                return True
+        return False
 
     def _get(self, connection: sa.Connection, release_id: int) -> ReleaseRow:
         row = connection.execute(sa.select(releases).where(releases.c.id == release_id)).one_or_none()

@@ -6,6 +6,7 @@ from interlock.core.letters import Report, VersionStatus
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.gate import Load
+from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import EpochTally
 
 
@@ -35,7 +36,8 @@ class RampView(msgspec.Struct, frozen=True):
     """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
     their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
     those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
-    this release."""
+    this release; `scored` what feedback says; `others` the epochs of the candidates of an A/B test beyond the
+    first."""
 
     now_s: float
     epochs: tuple[EpochTally, ...] = ()
@@ -43,6 +45,18 @@ class RampView(msgspec.Struct, frozen=True):
     next_cuts: tuple[Cut, ...] = ()
     crashes: int = 0
     load: Load | None = None
+    scored: tuple[MetricTally, ...] = ()
+    others: tuple[tuple[EpochTally, ...], ...] = ()
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """A candidate of an A/B test beyond the first: what a snapshot says of the first one."""
+
+    number: str
+    digest: str
+    workers: tuple[WorkerView, ...]
+    quarantined: str | None = None
+    crashes: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -60,6 +74,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     quarantined: str | None = None
     limits: Limits = Limits()
     ramp: RampView | None = None
+    variants: tuple[Variant, ...] = ()
 
 
 def view_of(process: str, report: Report | None, model: str, number: str) -> WorkerView:
