@@ -20,8 +20,8 @@ _OPTIONS = (
     click.option(
         "--selftest",
         is_flag=True,
-        help="Release nothing: try the gates on copies of the live version, on a model of its own. Exit code 1 if "
-        "they raise more false alarms than alpha allows, or miss a fault.",
+        help="Release nothing: try the gates on copies of the live version, on a model of its own. Exit code "
+        "1 if they raise more false alarms than alpha allows, or miss a fault.",
     ),
     click.option(
         "--trials", type=click.IntRange(0, 1000), help="Self-test: releases of the same version. [default: 3]"
@@ -31,14 +31,15 @@ _OPTIONS = (
         "faults",
         multiple=True,
         metavar="KIND=LEVEL",
-        help="Self-test: fail, flip or nan on a share of the rows, slow so many times; repeat it for several. "
-        "[default: fail=0.05 slow=3 flip=0.4 nan=0.05]",
+        help="Self-test: fail, flip or nan on a share of the rows, slow so many times; repeat it for "
+        "several. [default: fail=0.05 slow=3 flip=0.4 nan=0.05]",
     ),
     click.option(
         "--rate",
         "rate_per_s",
         type=click.FloatRange(1, 1000),
-        help="Self-test: its own requests a second; both copies run each, beside your traffic. [default: 100]",
+        help="Self-test: its own requests a second, each run by two versions beside your traffic. "
+        "[default: 100]",
     ),
     click.option(
         "--seconds",

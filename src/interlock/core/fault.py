@@ -1,8 +1,8 @@
 """Fault: what a self-test does to a copy of a version on purpose, and the only models that may have one.
 
-A self-test runs on a model of its own, whose name nobody can register: ":" is refused in names of models, here
-and by MLflow. A version with a fault is refused for every other model where it would be recorded, released or
-loaded, each on its own: none has to trust the one before.
+A self-test runs on a model of its own, whose name nobody can register: ":" is refused in names of models,
+here and by MLflow. A version with a fault is refused for every other model where it would be recorded,
+released or loaded, each on its own: none has to trust the one before.
 """
 
 from typing import TYPE_CHECKING, Literal, get_args
@@ -22,9 +22,9 @@ _SUFFIX = ":selftest"
 
 class Fault(msgspec.Struct, frozen=True):
     """One way of being worse. `level`: of `slow`, how many times as long a batch computes, above 1; of the
-    others, the share of rows that are concerned, in (0, 1]: `fail` raises, `flip` answers something else, `nan`
-    gives NaN. Which rows is drawn by a hash of their content and `seed`: the same row again does the same, alone
-    or in whatever batch, as a real fault would.
+    others, the share of rows that are concerned, in (0, 1]: `fail` raises, `flip` answers something else,
+    `nan` gives NaN. Which rows is drawn by a hash of their content and `seed`: the same row again does the
+    same, alone or in whatever batch, as a real fault would.
 
     Raises: ConfigError for a level that cannot be.
     """
@@ -85,6 +85,6 @@ def check_fault(version: "Version") -> None:
     """
     if version.fault is not None and not is_selftest(version.model):
         raise ConfigError(
-            f"version {version.number} of {version.model!r} has a fault on purpose ({version.fault.title}), which "
-            "only a self-test's own model may have: it is refused"
+            f"version {version.number} of {version.model!r} has a fault on purpose ({version.fault.title}), "
+            "which only a self-test's own model may have: it is refused"
         )

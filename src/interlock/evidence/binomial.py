@@ -1,4 +1,4 @@
-"""Decides between which values a chance lies that was tried a fixed number of times: for trials that are over.
+"""Decides between which values a chance lies that was tried a number of times: for trials that are over.
 
 What is looked at while it goes on is the matter of `confidence.py`.
 

@@ -1,4 +1,4 @@
-"""The use case `selftest`: copies of a live version, some made worse on purpose, released on the node that runs.
+"""The use case `selftest`: copies of a live version, some made worse on purpose, released on a running node.
 
 All that a release goes through is real: ledger, control, workers, data port. Only the model is another one
 (`core/fault.py`): its live version is a copy of the live one, so that no client of the model meets a
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from interlock.rollout.tally import EpochTally
 
 FAULTS = (Fault("fail", 0.05), Fault("slow", 3.0), Fault("flip", 0.4), Fault("nan", 0.05))
-"""What is tried unless somebody says otherwise. Labels may differ in 20 % by default (`rollout/mirroring.py`)."""
+"""What is tried unless somebody says otherwise. Labels may differ in 20 % (`rollout/mirroring.py`)."""
 TRIALS = 3
 RATE_PER_S = 100.0
 MOST_RATE_PER_S = 1000.0
@@ -76,8 +76,8 @@ Say = Callable[[str], object]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a self-test does: A/A releases, faults, requests a second, seconds in all, and the file with rows to
-    ask about (None: made-up ones).
+    """What a self-test does: A/A releases, faults, requests a second, seconds in all, and the file with rows
+    to ask about (None: made-up ones).
 
     Raises: ConfigError.
     """
@@ -102,12 +102,12 @@ def selftest(
     rules: Mapping[str, Any] | None = None,
     say: Say = lambda words: None,
 ) -> Report:
-    """Try the gates of a model on its live version, on the node that runs in this home, and take away what was
-    needed for it. `rules` as of a release; `say` is told each step, in words.
+    """Try the gates of a model on its live version, on the node that runs in this home, and take away what
+    was needed for it. `rules` as of a release; `say` is told each step, in words.
 
     Raises: ModelNotFound; NodeUnreachable without a node; ReleaseRefused where nothing is live, where it must
-    not be asked made-up requests or answers none, or while another self-test runs; ReleaseFailed; ConfigError;
-    CheckFailed for data that do not fit.
+    not be asked made-up requests or answers none, or while another self-test runs; ReleaseFailed;
+    ConfigError; CheckFailed for data that do not fit.
     """
     plan = plan or Plan()
     node = find_node(ctx.home)
@@ -141,8 +141,8 @@ def _live(ctx: Context, name: str) -> Version:
     version = None if live is None else ctx.ledger.version(name, live.number)
     if version is None:
         raise ReleaseRefused(
-            f"no version of {name!r} is live, and a self-test tries copies of the live one; release one first: "
-            f"interlock release {name} --now"
+            f"no version of {name!r} is live, and a self-test tries copies of the live one; release one "
+            f"first: interlock release {name} --now"
         )
     why = ""
     if not version.capabilities.side_effect_free:
@@ -281,7 +281,8 @@ class _Run:
                 told = step
         found = self._ended(row, live.number, held, met)
         found = msgspec.structs.replace(found, asked=traffic.asked - asked, failed=traffic.failed - failed)
-        self._say(f"  {found.outcome} after {found.seconds:.1f} s: {', '.join(found.gates) or found.reason}")
+        why = ", ".join(found.gates) or ("" if found.outcome == "promoted" else found.reason)
+        self._say(f"  {found.outcome} after {found.seconds:.1f} s{': ' if why else ''}{why}")
         return found
 
     def _ended(self, row: ReleaseRow, live: str, held: str, met: Fault | None) -> Trial:

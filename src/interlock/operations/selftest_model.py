@@ -1,8 +1,8 @@
-"""Owns the model that a self-test runs on: one at a time in a home, made from the live version, and taken away.
+"""Owns when the model that a self-test runs on may be there: one at a time in a home, and none afterwards.
 
-The lock is held by the command, and the system gives it back whatever ends that; so whoever finds such a model
-and can take the lock knows that nobody is there for it. Control looks now and then (`tidy`), and so does the
-next self-test.
+The lock is held by the command, and the system gives it back whatever ends that; so whoever finds such a
+model and can take the lock knows that nobody is there for it. Control looks now and then (`tidy`), and so
+does the next self-test.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from interlock.operations.context import Context
 
 GONE_WITHIN_S = 5.0
-"""How long the node may take to read that the model is unloaded, before its rows are taken out all the same."""
+"""How long the node may take to read that the model is unloaded; then its rows are taken out all the same."""
 POLL_S = 0.05
 
 
 @contextmanager
 def alone(ctx: Context) -> Iterator[None]:
-    """Nobody else runs a self-test in this home; whatever an earlier one left is gone, and at the end what this
-    one has made is.
+    """Nobody else runs a self-test in this home; whatever an earlier one left is gone, and at the end what
+    this one has made is.
 
     Raises: ReleaseRefused while another one runs; OSError; LedgerError.
     """

@@ -1,4 +1,4 @@
-"""Owns the load of a self-test: made-up requests, sent over V2 on the data port at a steady rate, and what came."""
+"""Owns the load of a self-test: made-up requests, sent over V2 on the data port at a steady rate."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def made_up(signature: Signature, data: Tensors | None) -> list[Tensors]:
 
 
 def aimed(fault: Fault, requests: list[Tensors], has_rows: bool) -> tuple[Fault, float]:
-    """The fault with the seed by which it concerns the share of these requests that is nearest to its level, and
-    at least one of them; and that share, 0 where they are too alike for that."""
+    """The fault with the seed by which it concerns the share of these requests that is nearest to its level,
+    and at least one of them; and that share, 0 where they are too alike for that."""
     if fault.kind == "slow":
         return fault, 1.0
     tried = [msgspec.structs.replace(fault, seed=seed) for seed in range(SEEDS)]

@@ -1,9 +1,9 @@
 """Decides what a self-test of the gates found: false alarms and detection, beside what is promised of both.
 
-False alarms are counted twice. Each release of a copy of the live version (A/A) is one try, of which nobody waits for
-hundreds. So what such releases count is also cut into blocks, each judged at all looks by gates that know of
-nothing before it: where a block ends does not depend on what follows, so each raises an alarm with a chance of
-at most alpha, whatever the others did, and their number is at most binomial.
+False alarms are counted twice. Each release of a copy of the live version (A/A) is one try, of which nobody
+waits for hundreds. So what such releases count is also cut into blocks, each judged at all looks by gates
+that know of nothing before it: where a block ends does not depend on what follows, so each raises an alarm
+with a chance of at most alpha, whatever the others did, and their number is at most binomial.
 
 A fault is compared with the information bound: the alarm at ln(K / alpha) takes, on average, at least that
 much divided by the information in one request that both versions ran. Made slow, it is compared with the goal
@@ -37,11 +37,11 @@ Outcome = Literal["promoted", "rolled back", "held"]
 class Trial(msgspec.Struct, frozen=True):
     """One release of a self-test. `fault` None: a copy of the live version as it is.
 
-    Until it was decided: `gates` that raised the alarm, `requests` that the candidate answered itself, `pairs`
-    that both versions ran, `seconds` since it was asked for. `asked` and `failed`: requests of the self-test
-    while it was open, and those that were not answered well. `to_zero_s`: from the decision until all workers
-    had taken its requests back. `bound`: the least mean of what a test takes, in `pairs`, of `slow` the goal
-    in `requests`.
+    Until it was decided: `gates` that raised the alarm, `requests` that the candidate answered itself,
+    `pairs` that both versions ran. `seconds` since it was asked for; `asked` and `failed`: requests of the
+    self-test while it was open, and those that were not answered well. `to_zero_s`: from the decision until
+    all workers had taken its requests back. `bound`: the least mean of what a test takes, in `pairs`, of
+    `slow` the goal in `requests`.
     """
 
     fault: Fault | None
@@ -62,9 +62,9 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All of one self-test. `alarms` counts A/A releases that were rolled back, `blocks` blocks with an alarm,
-    by the gates in `block_gates`. `left_out`: faults that were not tried, and why. `against`: what did not
-    hold, in words; empty when everything did."""
+    """All of one self-test. `alarms` counts A/A releases that were rolled back, `blocks` blocks with an
+    alarm, by the gates in `block_gates`. `left_out`: faults that were not tried, and why. `against`: what did
+    not hold, in words; empty when everything did."""
 
     model: str
     version: str

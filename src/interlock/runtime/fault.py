@@ -93,21 +93,20 @@ def with_nan(array: Array) -> Array:
 
 def flipped(array: Array) -> Array:
     """An answer that says something else, of the same dtype and shape: another label, truth value or text; of
-    fractions the order and the sign are turned round, so that the greatest is another one.
+    fractions the sign is turned round, and all of them move, so that the least one is the greatest.
 
     >>> flipped(np.array([0, 1, 2])).tolist(), flipped(np.array([True])).tolist()
     ([1, 0, 3], [False])
     >>> flipped(np.array([[0.25, 0.75]])).tolist()
-    [[-1.75, -1.25]]
+    [[-1.25, -1.75]]
     """
     kind = array.dtype.kind
     if kind == "f":
-        turned = array[..., ::-1] if array.ndim > 1 else array
-        return np.asarray(-turned - 1, array.dtype)
+        return np.asarray(np.where(array < 0, 1 - array, -1 - array), array.dtype)
     if kind == "b":
-        return ~array
+        return np.asarray(~array)
     if kind in "iu":
-        return array ^ array.dtype.type(1)
+        return np.asarray(array ^ array.dtype.type(1))
     made = np.empty(array.size, np.object_)
     made[:] = [value + (b"~" if isinstance(value, bytes) else "~") for value in array.ravel().tolist()]
     return made.reshape(array.shape)
