@@ -1,5 +1,5 @@
-"""`interlock release NAME --selftest` on a real node: it finds what is to be found, and leaves nothing, whoever ends
-it."""
+"""`interlock release NAME --selftest` on a real node: it finds what is to be found, and leaves nothing,
+whoever ends it."""
 
 import json
 import signal
