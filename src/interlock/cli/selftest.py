@@ -20,8 +20,8 @@ _OPTIONS = (
     click.option(
         "--selftest",
         is_flag=True,
-        help="Release nothing: try the gates on copies of the live version, on a model of its own. Exit code "
-        "1 if they raise more false alarms than alpha allows, or miss a fault.",
+        help="Release nothing: try the gates, under these rules, on copies of the live version, on a model "
+        "of their own. Exit code 1 if they raise more false alarms than alpha allows, or miss a fault.",
     ),
     click.option(
         "--trials", type=click.IntRange(0, 1000), help="Self-test: releases of the same version. [default: 3]"

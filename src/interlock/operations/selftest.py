@@ -207,7 +207,9 @@ class _Run:
     def all(self, traffic: Traffic, requests: list[Tensors]) -> Report:
         """Try the same version, then each fault."""
         blocks = Blocks(self._policy)
-        left_out = {one.title: why for one in self._plan.faults if (why := self._why_not(one))}
+        left_out = {
+            one.title: why for one in self._plan.faults if (why := why_not(one, self._version, self._policy))
+        }
         faults = [one for one in self._plan.faults if one.title not in left_out]
         trials: list[Trial] = []
         for number in range(self._plan.trials):
@@ -240,9 +242,6 @@ class _Run:
             left_out,
         )
 
-    def _why_not(self, fault: Fault) -> str:
-        return why_not(fault, self._version, self._policy)
-
     def _share_s(self, left: int) -> float:
         """How long the next of the trials that are left may take: what one does not need, the others have."""
         return max(self._began_s + self._plan.limit_s - time.monotonic(), 1.0) / left
@@ -265,8 +264,8 @@ class _Run:
         row = release.release_canary(self._ctx, self.model, number, self._rules)
         until_s, held, told = time.monotonic() + limit_s, "", ""
         while not row.state.finished:
-            if held or row.state is ReleaseState.PAUSED or time.monotonic() > until_s:
-                held = held or row.reason or f"undecided after {limit_s:.0f} s"
+            if row.state is ReleaseState.PAUSED or time.monotonic() > until_s:
+                held = row.reason if row.state is ReleaseState.PAUSED else f"undecided after {limit_s:.0f} s"
                 with suppress(InterlockError):  # it is being decided just now
                     release.abort(self._ctx, self.model)
                 row = poll_release(ledger.release, row.id, ENDS_S)
@@ -301,9 +300,9 @@ class _Run:
         judgement = judge(self._counts(row, live) if decided is None else decided.epochs, policy)
         at_s = {event.kind: event.time_s for event in events}
         began_s, ended_s = at_s.get("release.rolling_back"), at_s.get("release.failed")
-        outcome: Outcome = (
-            "promoted" if row.state is ReleaseState.DONE else "rolled back" if looks else "held"
-        )
+        outcome: Outcome = "promoted" if row.state is ReleaseState.DONE else "held"
+        if outcome == "held" and looks and isinstance(looks[-1][1], RollBack):
+            outcome = "rolled back"
         threshold = next((gate.log10_threshold for gate in judgement.gates if gate.kind is Kind.ALARM), 0.0)
         return Trial(
             fault=met,
