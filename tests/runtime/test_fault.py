@@ -9,7 +9,8 @@ import pytest
 from interlock.core.fault import Fault, Kind
 from interlock.core.model import Array, Signature, Tensors, TensorSpec, Version
 from interlock.runtime import fault as of
-from interlock.runtime.fault import FaultInjected, flipped, marked, with_fault, with_nan
+from interlock.runtime.catalog import with_fault
+from interlock.runtime.fault import FaultInjected, flipped, marked, with_nan
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (-1, 3)),),

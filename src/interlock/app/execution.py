@@ -18,8 +18,7 @@ from interlock.core.fault import check_fault
 from interlock.core.letters import decode_desired, executor_socket
 from interlock.core.model import Version, artifact_path, digest_of
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
-from interlock.runtime.catalog import runtime_of
-from interlock.runtime.fault import with_fault
+from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block, block_path
 from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up

@@ -142,7 +142,8 @@ def _print(found: "Report") -> None:
     for line in found.against:
         click.echo(show.printable(line))
     if not found.against:
-        click.echo("all held: no more false alarms than alpha allows, every fault was caught")
+        held = ["no more false alarms than alpha allows"] if same else []
+        click.echo(f"all held: {', '.join([*held, *(['every fault was caught'] if bad else [])])}")
 
 
 def _row(one: "Trial") -> tuple[object, ...]:

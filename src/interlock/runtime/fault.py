@@ -24,11 +24,6 @@ class FaultInjected(Exception):
     """What a model with the fault `fail` raises."""
 
 
-def with_fault(loaded: Loaded, version: Version) -> Loaded:
-    """The model as its version wants it: itself, or one that does wrong what the fault says."""
-    return loaded if version.fault is None else Faulty(loaded, version, version.fault)
-
-
 def marked(inputs: Tensors, fault: Fault, has_rows: bool = True) -> Array:
     """Which rows a fault concerns, [rows]; not `has_rows`: [1], the whole request is one.
 

@@ -18,8 +18,7 @@ from interlock.core.fault import check_fault
 from interlock.core.letters import Desired, VersionState, VersionStatus, executor_socket
 from interlock.core.model import Model, Placement, Version, artifact_path, digest_of
 from interlock.core.route import Route
-from interlock.runtime.catalog import runtime_of
-from interlock.runtime.fault import with_fault
+from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block
 from interlock.serving.executor import ExecutorPlace
