@@ -134,9 +134,9 @@ def selftest(
 
 def _live(ctx: Context, name: str) -> Version:
     """The version to copy. Raises: ModelNotFound, ReleaseRefused."""
-    release.known(ctx, name)
     if is_selftest(name):
         raise ReleaseRefused(f"{name!r} is what a self-test runs on: name the model itself")
+    release.known(ctx, name)
     live = ctx.ledger.live(name)
     version = None if live is None else ctx.ledger.version(name, live.number)
     if version is None:

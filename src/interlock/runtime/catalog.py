@@ -29,7 +29,7 @@ def runtime_of(name: str) -> Runtime:
 
 
 def with_fault(loaded: Loaded, version: Version) -> Loaded:
-    """The model as its version wants it: itself or, in a self-test, one that does wrong what its fault says."""
+    """The model as its version wants it: itself or, in a self-test, one that does wrong on purpose."""
     if version.fault is None:
         return loaded
     from interlock.runtime.fault import Faulty  # no process that serves has this code in it
