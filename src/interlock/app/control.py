@@ -34,6 +34,7 @@ from interlock.export.prometheus import render
 from interlock.operations.certificate import leave_certificate
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
+from interlock.operations.selftest_model import tidy
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import NodeStatus, ProcessStatus, join_children
 from interlock.registry.feedback import KEEP_S, FeedbackStore
@@ -51,6 +52,7 @@ log = logging.getLogger("interlock.control")
 
 HEARTBEAT_S = 0.25
 FOLD_EVERY_S = 1.0
+TIDY_EVERY_S = 5.0
 FOLD_AFTER_S = 2.0
 """How long the block of a dead process stays: the supervisor and the workers read its breadcrumb first."""
 TAKE_IN_EVERY_S = 1.0
@@ -114,6 +116,7 @@ class Control:
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._rollouts.run(), name="rollouts"),
             asyncio.create_task(self._fold(), name="fold"),
+            asyncio.create_task(self._tidy(), name="tidy"),
             asyncio.create_task(admin.serve([socket.socket(fileno=self._args.listen_fd)]), name="admin"),
             asyncio.create_task(self._leave.wait(), name="leave"),
             asyncio.create_task(self._take_feedback(), name="feedback"),
@@ -128,7 +131,7 @@ class Control:
         finally:
             log.info("leaving")
             admin.should_exit = True
-            await asyncio.wait(parts[3:4], timeout=2.0)
+            await asyncio.wait([part for part in parts if part.get_name() == "admin"], timeout=2.0)
             for part in [*parts, *self._tasks]:
                 part.cancel()
             await asyncio.gather(*parts, *self._tasks, return_exceptions=True)
@@ -306,6 +309,15 @@ class Control:
             except (OSError, InterlockError) as error:
                 log.error("feedback was not taken in", extra=logs.fields(error=str(error)))
             await asyncio.sleep(TAKE_IN_EVERY_S)
+
+    async def _tidy(self) -> None:
+        """Take away what self-tests left whose command was killed."""
+        while True:
+            try:
+                await asyncio.to_thread(tidy, self._context)
+            except (OSError, InterlockError) as error:
+                log.error("what a self-test left is still there", extra=logs.fields(error=str(error)))
+            await asyncio.sleep(TIDY_EVERY_S)
 
     def _fold_due(self, now_s: float) -> None:
         dead = abandoned(self._run_folder)

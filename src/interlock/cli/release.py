@@ -10,6 +10,7 @@ import msgspec
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
+from interlock.cli.selftest import Asked, selftest_options
 from interlock.core.feedback import parse_metric
 from interlock.core.policy import GUARDRAILS, Policy, Undecided, Unit
 from interlock.registry.rows import ReleaseRow, ReleaseState
@@ -107,11 +108,13 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     help="Wait until it has ended. [default: wait; a canary: until it answers its first share]",
 )
 @_TIMEOUT
+@selftest_options
 @node_options
 @json_option
 def release(
     name: str,
     version: str | None,
+    selftest: Asked | None,
     strategy: str | None,
     keep_s: float | None,
     objective_ms: float | None,
@@ -163,6 +166,8 @@ def release(
     ):
         if rule in given:
             raise click.UsageError(f"{rule}: an A/B test copies nothing; leave it out, or --canary")
+    if selftest is not None:
+        return selftest.run(name, version, strategy, given, home, url, as_json)
     if keep_s is not None and chosen in ("now", "shadow"):
         raise click.UsageError(f"--keep: nothing is kept with --{chosen}; want --blue-green --keep")
     with open_control(home, url) as control:

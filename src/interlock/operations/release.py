@@ -13,6 +13,7 @@ import msgspec
 
 from interlock.core.appfile import app_file, release_policy
 from interlock.core.errors import ConfigError, LedgerError, ModelNotFound, ReleaseRefused
+from interlock.core.fault import check_fault
 from interlock.core.policy import Policy, Share, Unit
 from interlock.operations.settings_file import read_app_file
 from interlock.registry.rows import ReleaseRow, ReleaseState
@@ -40,6 +41,7 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
     from interlock.operations.resolve import resolve  # a rollback needs none of what this brings in
 
     version = resolve(ctx, name, selector)
+    check_fault(version)
     begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
     return ctx.ledger.request_release(name, version.number, NOW, ctx.now_s(), supersede=not begun)
 
@@ -90,6 +92,8 @@ def release_ab(
         )
     shares = [msgspec.convert(arm, Share) for arm in arms or ()] or [Share(selector or "", 0.5)]
     versions = [resolve(ctx, name, share.version or None) for share in shares]
+    for version in versions:
+        check_fault(version)
     live = ctx.ledger.live(name)
     if live is None:
         raise ReleaseRefused(
@@ -122,6 +126,7 @@ def _compared(
 
     policy = release_policy(read_app_file(ctx.home), name, rules, str(app_file(ctx.home)))
     version = resolve(ctx, name, selector)
+    check_fault(version)
     live = ctx.ledger.live(name)
     if live is None and strategy == SHADOW:
         raise ReleaseRefused(
@@ -150,6 +155,7 @@ def release_blue_green(ctx: Context, name: str, selector: str | None, keep_s: fl
 
     policy = Policy(keep_s=keep_s)
     version = resolve(ctx, name, selector)
+    check_fault(version)
     return _ask(ctx, name, version.number, BLUE_GREEN, policy)
 
 

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
+from interlock.core.fault import check_fault
 from interlock.core.model import Model, ModelSettings, Version
 from interlock.core.policy import Policy
 from interlock.evidence.exceedance import Cut
@@ -61,8 +62,9 @@ class Ledger:
 
         The same record again changes nothing. `replace` is for a number that the registry deleted and gave
         out anew; what a live or open release names is never replaced.
-        Raises: LedgerError if another record stands under this model and number.
+        Raises: LedgerError if another record stands under this model and number; ConfigError for a fault.
         """
+        check_fault(version)
         record = _json(version)
         with self._database.write() as connection:
             old = connection.execute(
@@ -70,7 +72,8 @@ class Ledger:
                     versions.c.model == version.model, versions.c.number == version.number
                 )
             ).scalar()
-            if old == record:
+            # As structs: an older Interlock wrote fewer fields.
+            if old is not None and msgspec.json.decode(old, type=Version) == version:
                 return
             body = {
                 "number": version.number,
@@ -152,6 +155,22 @@ class Ledger:
             self._event(
                 connection, time_s, model, "model.settings", {"settings": msgspec.to_builtins(settings)}
             )
+
+    def forget(self, model: str, time_s: float) -> None:
+        """Take a model, its versions and its releases out, as if they had never been; its events stay.
+
+        Raises: ReleaseRefused while one of its versions is live or a release is open.
+        """
+        with self._database.write() as connection:
+            mine = sa.select(releases.c.id).where(releases.c.model == model)
+            under_way = connection.execute(mine.where(releases.c.state.in_(OPEN_STATES))).first()
+            if under_way is not None or self._live(connection, model) is not None:
+                raise ReleaseRefused(f"model {model!r} is in use: unload it before it is forgotten")
+            connection.execute(epochs.delete().where(epochs.c.release.in_(mine)))
+            for table in (releases, versions):
+                connection.execute(table.delete().where(table.c.model == model))
+            connection.execute(models.delete().where(models.c.name == model))
+            self._event(connection, time_s, model, "model.forgotten", {})
 
     # Releases
 
