@@ -151,21 +151,7 @@ def release(
         given["metrics"] = [msgspec.to_builtins(parse_metric(words)) for words in metrics]
     if arms:
         given["arms"] = _shares(arms)
-    if arms and chosen != "ab":
-        raise click.UsageError(f"--arm: several versions are compared with --ab; leave it out, or --{chosen}")
-    if arms and version is not None:
-        raise click.UsageError(f"version {version} and --arm: name it with --arm {version} too, or alone")
-    if given and chosen not in ("canary", "shadow", "ab"):
-        options = ", ".join(sorted(given))
-        raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
-    for rule in ("reverse", "shielded", "most_weight", "metrics") if chosen == "shadow" else ():
-        if rule in given:
-            raise click.UsageError(f"{rule}: a shadow answers no requests; leave it out, or --canary")
-    for rule in (
-        ("shadow", "reverse", "shielded", "most_weight", "most_disagreement") if chosen == "ab" else ()
-    ):
-        if rule in given:
-            raise click.UsageError(f"{rule}: an A/B test copies nothing; leave it out, or --canary")
+    _check(chosen, version, given)
     if selftest is not None:
         return selftest.run(name, version, strategy, given, home, url, as_json)
     if keep_s is not None and chosen in ("now", "shadow"):
@@ -185,6 +171,31 @@ def release(
             )
         enough = () if wait else (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
         _finish(control, row, wait is not False, timeout_s, as_json, enough)
+
+
+def _check(chosen: str, version: str | None, given: dict[str, Any]) -> None:
+    """Whether these rules fit the strategy."""
+    if "arms" in given and chosen != "ab":
+        raise click.UsageError(f"--arm: several versions are compared with --ab; leave it out, or --{chosen}")
+    if "arms" in given and version is not None:
+        raise click.UsageError(f"version {version} and --arm: name it with --arm {version} too, or alone")
+    if given and chosen not in _FOREIGN:
+        options = ", ".join(sorted(given))
+        raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
+    why, foreign = _FOREIGN.get(chosen, ("", ()))
+    for rule in foreign:
+        if rule in given:
+            raise click.UsageError(f"{rule}: {why}; leave it out, or --canary")
+
+
+_FOREIGN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "canary": ("", ()),
+    "shadow": ("a shadow answers no requests", ("reverse", "shielded", "most_weight", "metrics")),
+    "ab": (
+        "an A/B test copies nothing, and its shares are fixed",
+        ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
+    ),
+}
 
 
 def _shares(arms: tuple[str, ...]) -> list[dict[str, Any]]:
