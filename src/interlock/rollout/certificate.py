@@ -52,8 +52,9 @@ class Stage(msgspec.Struct, frozen=True):
 class Certificate(msgspec.Struct, frozen=True):
     """`verdict`: the release's last state; `decided`: "evidence", or "person" where one promoted or aborted
     it, "time limit" where that ended it, or "nobody" while it is open. `gates`: as the deciding look saw
-    them, while counts go on to the last look: requests in flight ended after it. `excess_most` bounds the candidate's excess of failures, 95 %.
-    `decisions` is how many were logged and `decisions_sha256` that of their records, in order."""
+    them, while counts go on to the last look: requests in flight ended after it. `excess_most` bounds the
+    candidate's excess of failures, 95 %. `decisions` is how many were logged and `decisions_sha256` that of
+    their records, in order."""
 
     release: int
     model: str
