@@ -9,7 +9,7 @@ import click
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
-from interlock.core.policy import GUARDRAILS, Policy, Undecided, Unit
+from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     metavar="SHARE",
     help="Of the answers of both that may differ; 1: all. [default: 0.2 of labels]",
 )
-@_rule("--unit", "unit", "Who sticks to a version.", type=click.Choice([unit.value for unit in Unit]))
+@_rule("--unit", "unit", "Who sticks to a version.", metavar=f"[{'|'.join(UNITS)}]")
 @_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
 @_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
 @click.option(

@@ -87,7 +87,8 @@ class Route(msgspec.Struct, frozen=True):
     keyed by what was in force when a request was dispatched; `salt` gives each release its own sticky hash,
     so that the same users are not always the first to try. A pure shadow is a candidate of weight 0 with a
     `mirror`; any change of the mirror begins a new epoch, as a change of weight does. Not `sticky`: the arm
-    of a unit's request is drawn as if it had none.
+    of a unit's request is drawn as if it had none. `unit_field`: the field of a request's own `parameters`
+    that holds its unit; None: a header does.
     """
 
     release: int
@@ -96,6 +97,7 @@ class Route(msgspec.Struct, frozen=True):
     arms: tuple[Arm, ...]
     mirror: Mirror | None = None
     sticky: bool = True
+    unit_field: str | None = None
 
     def __post_init__(self) -> None:
         total = sum(arm.weight for arm in self.arms)

@@ -14,7 +14,7 @@ from math import log
 
 import msgspec
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.verdict import Verdict
 from interlock.evidence import attribution, difference, paired, ratio
 from interlock.evidence.combine import requests_needed
@@ -111,7 +111,7 @@ def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[flo
 
     if not policy.reverse:
         return by_arm
-    if policy.unit is Unit.HEADER:
+    if policy.is_sticky:
         return by_pair
     return lambda margin, more: max(by_arm(margin, more), by_pair(margin, more)) - log(2.0)
 
@@ -137,7 +137,7 @@ def _alarms(
     epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy, threshold: float
 ) -> list[Gate]:
     found = []
-    if "errors" in policy.guardrails and not (policy.unit is Unit.HEADER and policy.reverse):
+    if "errors" in policy.guardrails and not (policy.is_sticky and policy.reverse):
         words = f"bad answers: {_versus(epochs, _errors)}"
         found.append(alarm("errors", attribution.log_e_harm(bad), threshold, words))
     for level in _levels(policy) if "latency" in policy.guardrails else ():
@@ -156,7 +156,7 @@ def _alarms(
 
 def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, ratio_since: int) -> list[Gate]:
     found = []
-    if policy.unit is Unit.NONE:  # sticky units come in lumps: requests then say nothing about the shares
+    if not policy.is_sticky:  # sticky units come in lumps: requests then say nothing about the shares
         sent = [Epoch(e.weight, e.incumbent.sent, e.candidate.sent) for e in epochs if e.number > ratio_since]
         log_e, threshold = ratio.log_e_mismatch(sent), log_threshold(policy.alpha)
         got = sum(e.candidate for e in sent if e.is_informative)
@@ -219,7 +219,7 @@ def _batch_s(profile: dict[int, float], rows: float) -> float:
 
 def _proofs(epochs: Sequence[EpochTally], policy: Policy) -> list[Gate]:
     errors = _errors_proof(epochs, policy)
-    if policy.unit is Unit.HEADER and policy.shadow:
+    if policy.is_sticky and policy.shadow:
         # Answers of sticky units prove nothing about latency; their copies do.
         return [errors, paired_gates.compute_proof(epochs, policy)]
     at = [(e, k) for e in epochs if (k := _proved_cut(e, policy)) is not None]
@@ -246,7 +246,7 @@ def _latency_proof(
     def log_e(more: float) -> float:
         return difference.log_e_safe(*_after(timed, slow, weight, more), margin)
 
-    if policy.unit is Unit.HEADER:
+    if policy.is_sticky:
         return _unprovable(name, log_e(0.0), threshold, words)
     return _proved(name, log_e, threshold, margin, words)
 
@@ -258,7 +258,7 @@ def _errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
         pairs = paired_gates.served(epochs)
         words = f"{words}; of its own that both ran {paired_gates.failed_words(pairs)}"
     name = "errors within margin"
-    if policy.unit is Unit.HEADER and not policy.reverse:
+    if policy.is_sticky and not policy.reverse:
         return _unprovable(name, log_e(policy.margin, 0.0), threshold, words)
     return _proved(name, lambda more: log_e(policy.margin, more), threshold, policy.margin, words)
 

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from interlock.core.letters import VersionState
-from interlock.core.policy import Policy, Undecided, Unit
+from interlock.core.policy import Policy, Undecided
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.forecast import forecast, in_words
@@ -248,7 +248,7 @@ def _ramp(snapshot: Snapshot) -> Action:
     if found.weight == 0.0:
         return Pause(_too_little(snapshot, found), weight=0.0)
     if found.weight < row.weight:
-        if policy.unit is Unit.HEADER:  # a smaller share would send units back and forth
+        if policy.is_sticky:  # a smaller share would send units back and forth
             return Pause(_too_little(snapshot, found), weight=0.0)
         return Weight(found.weight, ramp.next_cuts, f"the harm budget allows only {found.weight:g}")
     late = [w.process for w in snapshot.workers if not w.connected or w.seen_revision < snapshot.revision]

@@ -37,7 +37,19 @@ Repository = Callable[[Literal["load", "unload"], str], Awaitable[None]]
 class Target:
     """The version that one request goes to, under the arm that it is counted for."""
 
-    __slots__ = ("_infer", "_prefix", "arm", "codec", "fixed", "lane", "model", "settings", "slot", "version")
+    __slots__ = (
+        "_infer",
+        "_prefix",
+        "arm",
+        "codec",
+        "fixed",
+        "lane",
+        "model",
+        "settings",
+        "slot",
+        "unit_field",
+        "version",
+    )
 
     def __init__(
         self,
@@ -57,7 +69,8 @@ class Target:
         self.arm = arm
         self.slot = slot
         self.codec: Any = None
-        self.fixed = arm.index == DIRECT_ARM or _only_arm(route) is arm
+        self.unit_field = route.unit_field if arm.index != DIRECT_ARM else None
+        self.fixed = arm.index == DIRECT_ARM or (_only_arm(route) is arm and self.unit_field is None)
         self._prefix = prefix
         self._infer = infer
 
