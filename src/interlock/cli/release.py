@@ -59,6 +59,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
 @_rule("--margin", "margin", "So much higher a failure rate may be promoted.", type=float)
 @_rule("--alpha", "alpha", "The chance of a wrong decision, ever.", type=float)
 @_rule("--slower", "slower", "So many times as slow is still all right.", type=float)
+@_rule("--larger", "larger", "So many times as much memory is still all right.", type=float)
 @click.option("--objective-ms", type=float, metavar="MS", help="An answer that takes longer is a slow one.")
 @_rule("--most-weight", "most_weight", "The largest share before it is promoted.", type=float)
 @click.option(

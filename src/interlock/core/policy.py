@@ -17,7 +17,7 @@ class Undecided(StrEnum):
     ROLL_BACK = "roll-back"
 
 
-GUARDRAILS = ("errors", "latency", "outputs", "utilisation")
+GUARDRAILS = ("errors", "latency", "outputs", "utilisation", "memory")
 """What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
 
 UNITS = ("none", "header", "json:FIELD")
@@ -38,8 +38,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proved. `most_weight`: the candidate's largest share before it is promoted. `guardrails`: which of
     `GUARDRAILS` may stop it. `unit`: who is assigned to an arm, see `UNITS`. `time_limit_s`: after that,
     `undecided` says what to do. `most_utilisation`: of the node's workers, projected for the
-    candidate at full weight; above it, it waits for a person. `keep_s`: how long the old version stays in
-    memory after the new one answers everything.
+    candidate at full weight; above it, it waits for a person. `larger`: so many times as much memory is still
+    all right; more, or a leak, waits for a person. `keep_s`: how long the old version stays in memory after
+    the new one answers everything.
 
     `shadow`: the share of the requests of which the candidate runs a copy before it answers any; 0 begins
     with answers. `reverse`: the share of the candidate's requests of which the incumbent runs a copy.
@@ -60,6 +61,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_limit_s: float = 86400.0
     undecided: Undecided = Undecided.HOLD
     most_utilisation: float = 0.9
+    larger: float = 2.0
     keep_s: float = 0.0
     shadow: float | None = None
     reverse: float | None = None
@@ -111,6 +113,7 @@ _BOUNDS = (
     ("most_weight", 0.001, 0.95),
     ("time_limit_s", 1.0, 1e8),
     ("most_utilisation", 0.01, 100.0),
+    ("larger", 1.0, 1000.0),
     ("keep_s", 0.0, 1e7),
     ("shadow", 0.0, 1.0),
     ("reverse", 0.0, 1.0),

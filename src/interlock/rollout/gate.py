@@ -4,9 +4,9 @@ needed.
 Alarm gates (errors; latency above p50, p95, p99 and the user's objective) share alpha by a union bound: one
 that reaches ln(K / alpha) rolls back. Promotion needs every promotion gate at ln(1 / alpha): errors within
 the margin, latency within the margin at the p95 or the objective. A sample-ratio mismatch holds, and so
-does a projected utilisation above its limit, which is an estimate and no test. What each null hypothesis
-is, and what is assumed: docs/explanation/evidence.md. Where both versions run the same requests, those of
-`paired_gates.py` join them, and the proof about errors is theirs.
+do a projected utilisation above its limit and what `memory_gate.py` finds, which are estimates and no tests.
+What each null hypothesis is, and what is assumed: docs/explanation/evidence.md. Where both versions run the
+same requests, those of `paired_gates.py` join them, and the proof about errors is theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,9 @@ from interlock.evidence.combine import requests_needed
 from interlock.evidence.epochs import Epoch
 from interlock.evidence.exceedance import LEVELS
 from interlock.evidence.mixture import last_rejected, log_threshold
-from interlock.rollout import paired_gates
+from interlock.rollout import memory_gate, paired_gates
 from interlock.rollout.judgement import BUDGET_ALPHA, Gate, Judgement, Kind, alarm, as_log10
+from interlock.rollout.memory import MemoryView
 from interlock.rollout.tally import OBJECTIVE, ArmTally, EpochTally
 
 PROVED_LEVEL = 0.95
@@ -49,10 +50,12 @@ def judge(
     load: Load | None = None,
     ratio_since: int = 0,
     answers: bool = True,
+    memory: MemoryView | None = None,
 ) -> Judgement:
     """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
     this number are no evidence of a mismatch any more, since a person has looked at it. Not `answers`: a
-    shadow, of which only pairs tell."""
+    shadow, of which only pairs tell. `memory` None: it is not known; else nothing is proved before it has
+    been judged."""
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
     threshold = log_threshold(policy.alpha, _number_of_alarms(policy))
     gates = [*_alarms(epochs, bad, policy, threshold), *paired_gates.alarms(epochs, policy, threshold)]
@@ -62,6 +65,10 @@ def judge(
     else:
         gates.append(paired_gates.slow_shadow(epochs, policy))
         proofs = [paired_gates.copies_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
+    watched = []
+    if memory is not None and "memory" in policy.guardrails:
+        watched.append(memory_gate.judge(memory, policy))
+    gates += watched
     pairs = paired_gates.total(epochs)
     stops = [gate.message for gate in gates if gate.kind is Kind.ALARM and gate.verdict is Verdict.FAIL]
     holds = [gate.message for gate in gates if gate.kind is Kind.HOLD and gate.verdict is Verdict.FAIL]
@@ -71,7 +78,7 @@ def judge(
         gates=(*gates, *proofs),
         rollback="; ".join(stops),
         hold="; ".join(holds),
-        proved=bool(proofs) and all(gate.verdict is Verdict.PASS for gate in proofs),
+        proved=bool(proofs) and all(gate.verdict is Verdict.PASS for gate in (*proofs, *watched)),
         incumbent_requests=sum(e.incumbent.requests for e in epochs),
         incumbent_bad=sum(e.incumbent.bad for e in epochs),
         candidate_requests=sum(e.candidate.requests for e in epochs),

@@ -17,6 +17,7 @@ from interlock.registry.ledger import Ledger
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.gate import Load
+from interlock.rollout.memory import Memory, MemoryView, Watch
 from interlock.rollout.plan import (
     BLUE_GREEN,
     COMPARED,
@@ -62,7 +63,8 @@ class RolloutLoop:
     `reports` gives the latest Report of each connected process by its name; `publish` gets each new
     Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
     word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
-    process lately under the release that asks for it. `on_end` gets each release by evidence that was open
+    process lately under the release that asks for it; `memory` reads what its process, or (None) the workers,
+    hold. `on_end` gets each release by evidence that was open
     and has ended, whoever ended it. `step` runs in a thread, one at a time, and calls them all from there.
     """
 
@@ -76,6 +78,7 @@ class RolloutLoop:
         counts: Counts = lambda: {},
         crashes: Callable[[Version], int] = lambda version: 0,
         on_end: Callable[[ReleaseRow], None] = lambda row: None,
+        memory: Memory = lambda version: None,
         now_s: Callable[[], float] = time.time,
         clock: Clock = monotonic,
     ) -> None:
@@ -88,6 +91,7 @@ class RolloutLoop:
         self._counts = counts
         self._crashes = crashes
         self._on_end = on_end
+        self._memory = Watch(memory)
         self._now_s = now_s
         self._clock = clock
         self._wake = asyncio.Event()
@@ -143,6 +147,8 @@ class RolloutLoop:
         Raises: LedgerError.
         """
         acted = self._refresh()
+        if not self._open:
+            self._memory.look(self._clock())
         counts = self._counts() if any(_is_counted(row) for row in self._open) else {}
         self.looked = {
             model: look for model, look in self.looked.items() if model in {row.model for row in self._open}
@@ -283,7 +289,21 @@ class RolloutLoop:
             next_cuts=next_cuts(policy_of(row), live, row, counts),
             crashes=self._crashes(version),
             load=None if rate_per_s is None else Load(rate_per_s, places, version.profile.batch_s),
+            memory=self._memory_of(row, live, version, counts, rate_per_s),
         )
+
+    def _memory_of(
+        self,
+        row: ReleaseRow,
+        live: ReleaseRow,
+        version: Version,
+        counts: Mapping[ArmKey, ArmCounts],
+        rate_per_s: float | None,
+    ) -> MemoryView | None:
+        if row.state not in (ReleaseState.RAMPING, ReleaseState.PAUSED):
+            return None
+        incumbent = self._ledger.version(row.model, live.number)
+        return self._memory.view(row.id, version, incumbent, counts, rate_per_s, self._clock())
 
     def _entered(self, row: ReleaseRow, now_s: float) -> tuple[float, int]:
         """When this loop first saw the release in its state and epoch, and the revision that told the
@@ -296,6 +316,7 @@ class RolloutLoop:
             still_open = {release.id for release in self._open}
             self._states = {id: seen for id, seen in self._states.items() if id in still_open}
             self._traffic = {id: seen for id, seen in self._traffic.items() if id in still_open}
+            self._memory.forget(still_open)
             self._states[row.id] = entered
         return entered[1], entered[2]
 

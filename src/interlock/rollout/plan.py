@@ -30,7 +30,7 @@ from interlock.rollout.paired_gates import copies_excess_most, needed_to_clear
 from interlock.rollout.ramp import CLEAR_MARGINS, Allowance, allowance
 from interlock.rollout.snapshot import Snapshot, WorkerView
 
-DECISION = 4
+DECISION = 5
 """Number of this decision code, logged with each decision: a replay compares like with like."""
 
 NOW = "now"
@@ -155,7 +155,12 @@ def judged(snapshot: Snapshot) -> Judgement | None:
         return None
     row = snapshot.release
     return judge(
-        snapshot.ramp.epochs, policy_of(row), snapshot.ramp.load, row.resumed_epoch, row.strategy != SHADOW
+        snapshot.ramp.epochs,
+        policy_of(row),
+        snapshot.ramp.load,
+        row.resumed_epoch,
+        row.strategy != SHADOW,
+        snapshot.ramp.memory,
     )
 
 

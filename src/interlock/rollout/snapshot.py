@@ -6,6 +6,7 @@ from interlock.core.letters import Report, VersionStatus
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.gate import Load
+from interlock.rollout.memory import MemoryView
 from interlock.rollout.tally import EpochTally
 
 
@@ -35,7 +36,7 @@ class RampView(msgspec.Struct, frozen=True):
     """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
     their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
     those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
-    this release."""
+    this release; `load` and `memory` what is estimated from, None while they are not known."""
 
     now_s: float
     epochs: tuple[EpochTally, ...] = ()
@@ -43,6 +44,7 @@ class RampView(msgspec.Struct, frozen=True):
     next_cuts: tuple[Cut, ...] = ()
     crashes: int = 0
     load: Load | None = None
+    memory: MemoryView | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
