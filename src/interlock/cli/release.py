@@ -9,6 +9,7 @@ import click
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
+from interlock.core.errors import ConfigError
 from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
@@ -34,6 +35,14 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     default = getattr(_DEFAULTS, key)
     shown = "where both versions can run one request" if default is None else default
     return click.option(flag, key, default=None, help=f"{words} [default: {shown}]", **options)
+
+
+def _unit(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The unit, if a policy can have it. Raises: BadParameter."""
+    try:
+        return None if value is None else Policy(unit=value).unit
+    except ConfigError as error:
+        raise click.BadParameter(error.message) from None
 
 
 @click.command(
@@ -78,7 +87,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     metavar="SHARE",
     help="Of the answers of both that may differ; 1: all. [default: 0.2 of labels]",
 )
-@_rule("--unit", "unit", "Who sticks to a version.", metavar=f"[{'|'.join(UNITS)}]")
+@_rule("--unit", "unit", "Who sticks to a version.", metavar=f"[{'|'.join(UNITS)}]", callback=_unit)
 @_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
 @_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
 @click.option(
