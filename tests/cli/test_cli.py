@@ -354,7 +354,7 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
 
 
 def test_model_names_are_completed_from_the_node(ctx: Context) -> None:
-    from interlock.cli.control import names_for_completion
+    from interlock.cli.names import names_for_completion
 
     with served(ctx, NODE) as api:
         assert names_for_completion(ctx.home, api.url) == ["iris"]

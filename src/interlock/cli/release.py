@@ -14,7 +14,7 @@ from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
-    from interlock.cli.control import Control, Step
+    from interlock.operations.control import Control, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,7 +121,7 @@ def release(
     where no version is live yet, it gets all requests at once. Without a running node the release waits for
     the next one.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     chosen = strategy or "canary"
     given = {key: value for key, value in rules.items() if value is not None}
@@ -187,14 +187,14 @@ def abort(name: str, home: Path, url: str | None, as_json: bool) -> None:
 @click.option("--budget", type=float, help="From now on: extra failed requests that the trial may cost.")
 def resume(name: str, budget: float | None, home: Path, url: str | None, as_json: bool) -> None:
     """Let a paused canary go on; its time limit begins anew."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _stands(control.resume(name, budget), as_json)
 
 
 def _take(name: str, step: "Step", home: Path, url: str | None, as_json: bool) -> None:
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _stands(control.step(name, step), as_json)
@@ -215,7 +215,7 @@ def _stands(row: ReleaseRow, as_json: bool) -> None:
 @json_option
 def rollback(name: str, wait: bool, timeout_s: float, home: Path, url: str | None, as_json: bool) -> None:
     """Go back to the version that was live before, or stop the release that is under way."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _finish(control, control.rollback(name), wait, timeout_s, as_json)
