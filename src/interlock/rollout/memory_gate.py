@@ -177,7 +177,7 @@ def _size(size: float) -> str:
     """Bytes for people.
 
     >>> _size(1500), _size(100 << 20), _size(4 << 30)
-    ('1.5 KiB', '100 MiB', '4 GiB')
+    ('1.46 KiB', '100 MiB', '4 GiB')
     """
     for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if abs(size) >= factor:
