@@ -16,6 +16,7 @@ from interlock.rollout.judgement import Gate, Kind
 from interlock.rollout.memory import MOST_POINTS, MemoryView, Point, Process, Track, Watch, added
 from interlock.rollout.memory_gate import LEAST_POINTS, judge, steady_growth
 from tests.rollout.test_gate import arm, epoch
+from tests.thorough import examples
 
 MB = 1_000_000
 LIMIT = 4 << 30
@@ -50,7 +51,7 @@ def sawtooth(runs: npt.NDArray[np.int64], period: float, phase: float, rng: np.r
 
 def test_an_allocator_that_swings_by_a_tenth_is_never_held() -> None:
     rng = np.random.default_rng(1)
-    for _ in range(150):
+    for _ in range(examples(150)):
         runs = np.cumsum(rng.poisson(10, 2000))
         period = float(np.exp(rng.uniform(np.log(30), np.log(60_000))))
         assert watched(runs, sawtooth(runs, period, rng.random(), rng)) is None
@@ -58,7 +59,7 @@ def test_an_allocator_that_swings_by_a_tenth_is_never_held() -> None:
 
 def test_a_warm_up_that_adds_up_to_half_is_no_leak() -> None:
     rng = np.random.default_rng(2)
-    for _ in range(100):
+    for _ in range(examples(100)):
         runs = np.cumsum(rng.poisson(10, 1500))
         slow = float(np.exp(rng.uniform(np.log(20), np.log(3000))))
         grown = 80 * MB * rng.uniform(0.1, 0.5) * (1.0 - np.exp(-runs / slow))
@@ -67,7 +68,7 @@ def test_a_warm_up_that_adds_up_to_half_is_no_leak() -> None:
 
 def test_a_step_is_no_leak() -> None:
     rng = np.random.default_rng(3)
-    for _ in range(100):
+    for _ in range(examples(100)):
         runs = np.cumsum(rng.poisson(10, 1500))
         steps = sum(30 * MB * (runs > at) for at in rng.uniform(0, runs[-1], 2))
         assert watched(runs, 80 * MB + steps + rng.normal(0.0, 0.3 * MB, len(runs))) is None
@@ -76,7 +77,7 @@ def test_a_step_is_no_leak() -> None:
 @pytest.mark.parametrize(("leak", "most"), [(1_000, 0.1), (10_000, 0.06), (100_000, 0.06)])
 def test_a_leak_on_100_mb_is_held_before_it_has_taken_a_tenth_of_the_limit(leak: int, most: float) -> None:
     rng = np.random.default_rng(leak)
-    for _ in range(40):
+    for _ in range(examples(40)):
         runs = np.cumsum(rng.poisson(10, 60_000 if leak == 1_000 else 6_000))
         period = float(np.exp(rng.uniform(np.log(30), np.log(5_000))))
         found = watched(runs, sawtooth(runs, period, rng.random(), rng) + leak * runs)
