@@ -70,7 +70,7 @@ class Uncounted(Slot):
 class WithoutId(Target):
     """Gives every request the same id."""
 
-    def ids(self) -> Iterator[bytes]:
+    def ids(self, unit: bytes | None = None) -> Iterator[bytes]:
         return repeat(b"0-0-0-0-0-0")
 
 

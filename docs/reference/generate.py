@@ -32,7 +32,7 @@ _NOTE = "<!-- Made by docs/reference/generate.py; change the code, not this page
 
 EXIT_CODES = {
     "0": "it was done",
-    "1": "it failed; for `status`: the node is not ready",
+    "1": "it failed; for `status`: the node is not ready; for `release --selftest`: something did not hold",
     "2": "the command line was wrong",
     "130": "interrupted",
 }
@@ -49,7 +49,8 @@ def cli_page() -> str:
         "- `up` starts the processes of a home folder, and `down` stops them by a signal: both act on\n"
         "  this machine.\n"
         "- `register` reads the file where it lies, and writes into the registry and into the home\n"
-        "  folder's cache and ledger, whether a node runs or not.\n",
+        "  folder's cache and ledger, whether a node runs or not.\n\n"
+        "So does `release --selftest`, which wants a node that runs there.\n",
         "Listing commands print tables for people and, with `--json`, the admin API's own structs for\n"
         "programs. Results go to standard output, progress and errors to standard error.\n",
         _table(["exit code", "meaning"], EXIT_CODES.items()),

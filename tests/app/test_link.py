@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 
 from interlock.app.link import LETTER_BYTES, LetterClient, LetterServer, write_atomically
 from interlock.core.letters import SCHEMA, Desired, Report, encode, letters_socket
+from interlock.wire.http import new_loop
 
 
 class Process:
@@ -115,6 +117,40 @@ async def test_control_goes_and_comes_back_and_the_process_finds_it(tmp_path: Pa
             await until(partial(heard, control, revision))
             await control.server.close()
     assert process.got == [1, 2, 3]
+
+
+def test_a_line_that_breaks_while_a_report_is_due_is_connected_again(tmp_path: Path) -> None:
+    """On the workers' own loop, whose closed transports raise what no OSError is."""
+    path = letters_socket(tmp_path)
+    path.parent.mkdir(parents=True)
+    process = Process(tmp_path, "worker-0")
+
+    async def wish(task: asyncio.Task[None]) -> None:
+        while not task.done():
+            process.client.send_soon()
+            await asyncio.sleep(0)
+
+    async def many_breaks() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            listener.setblocking(False)
+            task = asyncio.create_task(process.client.run())
+            wishes = asyncio.create_task(wish(task))
+            for turn in range(60):
+                accept = asyncio.create_task(asyncio.get_running_loop().sock_accept(listener))
+                await asyncio.wait((accept, task), return_when=asyncio.FIRST_COMPLETED)
+                assert not task.done(), task.exception()
+                line, _ = accept.result()
+                line.setblocking(False)
+                for _ in range(turn % 7):
+                    await asyncio.get_running_loop().sock_recv(line, 1 << 20)
+                line.close()
+            task.cancel()
+            await asyncio.gather(task, wishes, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(asyncio.wait_for(many_breaks(), 30.0))
 
 
 async def test_many_wishes_to_report_make_one_report(tmp_path: Path) -> None:

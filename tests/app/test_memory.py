@@ -78,7 +78,7 @@ def test_a_version_that_keeps_100_kb_of_each_request_is_not_promoted(interlock_h
         until(lambda: traffic.factors() == {3}, "all requests back at version 1")
         assert traffic.failed == 0
         paused = kinds(ledger, release)["release.paused"]  # a replay decides it again
-        assert paused.body["snapshot"]["snapshot"]["ramp"]["memory"]["candidate"]
+        assert paused.body["snapshot"]["snapshot"]["ramp"]["memory"][0]["candidate"]
 
 
 @pytest.mark.server
@@ -95,7 +95,7 @@ def test_a_version_in_the_workers_is_watched_too_and_promoted(interlock_home: Pa
                 row = ended(ledger, as_asked(ledger))
             assert row.state is ReleaseState.DONE, row
             record = kinds(ledger, row.id)["release.switching"].body["snapshot"]
-            memory = record["snapshot"]["ramp"]["memory"]
+            (memory,) = record["snapshot"]["ramp"]["memory"]
             assert memory["place"] == "workers" and len(memory["candidate"]) >= LEAST_POINTS
         finally:
             ledger.close()

@@ -83,7 +83,8 @@ def test_the_app_file_says_what_is_left_out(ctx: Context) -> None:
         ({"strategy": "now", "budget": 3}, "budget: no rules for a release by now"),
         ({"strategy": "blue-green", "margin": 0.1}, "margin: no rules for a release by blue-green"),
         ({"strategy": "shadow", "shielded": True}, "shielded: no rules for a release by shadow"),
-        ({"strategy": "ramp"}, "strategy 'ramp': want 'canary'"),
+        ({"strategy": "ab", "shadow": 0.5}, "shadow: no rules for a release by ab"),
+        ({"strategy": "ramp"}, "strategy 'ramp': want one of canary, shadow"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_asked_for(

@@ -1,5 +1,6 @@
 """Holds the ledger: legal steps, changes and events together, migrations, nothing acknowledged lost."""
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -8,10 +9,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
-from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, SchemaTooNew, VersionNotFound
+from interlock.core.errors import (
+    ConfigError,
+    LedgerError,
+    ModelNotFound,
+    ReleaseRefused,
+    SchemaTooNew,
+    VersionNotFound,
+)
+from interlock.core.fault import Fault, selftest_model
 from interlock.core.model import ModelSettings, Signature, TensorSpec, Version
 from interlock.core.policy import Policy
 from interlock.evidence.exceedance import Cut
@@ -47,6 +57,51 @@ def test_a_version_comes_back_as_it_was_put(ledger: Ledger) -> None:
     assert ledger.versions() == ledger.versions("iris") == [version()]
     assert ledger.created_s("iris", "1") == 1.0
     assert [event.kind for event in ledger.events()] == ["version.registered"]
+
+
+def test_a_record_of_an_interlock_that_knew_fewer_fields_is_the_same_version(ledger: Ledger) -> None:
+    ledger.put_version(version(), 1.0)
+    database = sqlite3.connect(ledger.path)
+    with database:
+        (record,) = database.execute("SELECT record FROM versions").fetchone()
+        older = {key: value for key, value in json.loads(record).items() if key != "fault"}
+        database.execute("UPDATE versions SET record = ?", (json.dumps(older),))
+    database.close()
+    ledger.put_version(version(), 2.0)
+    assert ledger.version("iris", "1") == version()
+
+
+def test_a_version_with_a_fault_is_recorded_of_no_model_but_a_self_tests(ledger: Ledger) -> None:
+    faulty = msgspec.structs.replace(version(), fault=Fault("fail", 0.1))
+    with pytest.raises(ConfigError, match="only a self-test's own model"):
+        ledger.put_version(faulty, 1.0)
+    assert ledger.versions() == [] and ledger.events() == []
+    hidden = msgspec.structs.replace(faulty, model=selftest_model("iris"))
+    ledger.put_version(hidden, 1.0)
+    assert ledger.version("iris:selftest", "1") == hidden
+
+
+def test_a_forgotten_model_leaves_its_events_alone(ledger: Ledger) -> None:
+    ledger.put_version(version(), 1.0)
+    ledger.put_version(version(model="other"), 1.0)
+    kept = ledger.request_release("other", "1", "now", 1.0)
+    row = ledger.request_release("iris", "1", "canary", 1.0, policy=Policy())
+    with pytest.raises(ReleaseRefused, match="in use"):
+        ledger.forget("iris", 2.0)
+    ledger.advance(row.id, ReleaseState.PREPARING, time_s=2.0)
+    ledger.advance(row.id, ReleaseState.RAMPING, time_s=2.0, epoch=RampEpoch(1, 0.1, (), 2.0))
+    ledger.advance(row.id, ReleaseState.SWITCHING, time_s=2.0)
+    ledger.advance(row.id, ReleaseState.DONE, time_s=2.0)
+    with pytest.raises(ReleaseRefused, match="in use"):
+        ledger.forget("iris", 3.0)
+    ledger.set_live("iris", None, 3.0)
+    before, stood = len(ledger.events("iris")), ledger.data_version()
+    ledger.forget("iris", 4.0)
+    assert [model.name for model in ledger.models()] == ["other"]
+    assert ledger.versions("iris") == [] and ledger.epochs(row.id) == () and ledger.releases() == [kept]
+    assert len(ledger.events("iris")) == before + 1 and ledger.changed(stood)
+    ledger.put_version(version(), 5.0)  # the name can be used again, and no number is given out twice
+    assert ledger.request_release("iris", "1", "now", 5.0).id > row.id
 
 
 def test_a_version_is_immutable(ledger: Ledger) -> None:

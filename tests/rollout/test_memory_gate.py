@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock.core.feedback import Metric
 from interlock.core.model import Placement, Profile, Signature, Version
-from interlock.core.policy import Policy
+from interlock.core.policy import Policy, Share
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.core.verdict import Verdict
+from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.ab import judge_all as judge_arms
 from interlock.rollout.gate import judge as judge_all
 from interlock.rollout.judgement import Gate, Kind
 from interlock.rollout.memory import MOST_POINTS, MemoryView, Point, Process, Track, Watch, added
@@ -239,3 +242,26 @@ def test_what_runs_in_the_workers_is_seen_beside_how_they_grew_before() -> None:
     assert found.before_per_s == pytest.approx(10.0, rel=0.15)
     fresh = Watch(machine).view(9, inline[1], inline[0], runs(10, 20), None, 300.0)
     assert fresh is not None and fresh.before_per_s is None
+
+
+def test_each_candidate_of_an_ab_test_has_its_own_and_nothing_is_read_of_what_does_not_run() -> None:
+    arms = (Share("2", 0.3), Share("3", 0.3))
+    policy = Policy(arms=arms, metrics=(Metric("sold"),))
+    row = ReleaseRow(9, "m", "2", "ab", ReleaseState.RAMPING, "", "1", 1, 0.0, 0.0, None, policy)
+    live = ReleaseRow(4, "m", "1", "now", ReleaseState.DONE, "", None, 0, 0.0, 0.0, 0.0)
+    machine = Machine()
+    machine.sizes["3"] = 70
+    watch, records = Watch(machine), {number: version(number, Placement.EXECUTOR) for number in "123"}
+
+    def of(row: ReleaseRow) -> tuple[MemoryView | None, ...]:
+        return watch.views(row, live, lambda model, number: records.get(number), runs(9, 9), 1.0, 5.0)
+
+    assert [one and one.process.resident_bytes for one in of(row)] == [60, 70]
+    del records["3"]
+    assert [one is None for one in of(row)] == [False, True]
+    assert of(msgspec.structs.replace(row, state=ReleaseState.PREPARING)) == ()
+    epochs = [epoch(0.5, arm(3000, 0, 150), arm(3000, 0, 20))]
+    leaks = MemoryView("executor", Process(180 * MB, 1, LIMIT), line(20_000), spent_s=40.0, rate_per_s=100.0)
+    for memory, held in (((), ""), ((None, leaks), "version 3: memory: "), ((leaks,), "version 2: memory: ")):
+        found = judge_arms((tuple(epochs), tuple(epochs)), policy, None, 0, (), memory)
+        assert found.hold.startswith(held) and bool(found.hold) == bool(held)

@@ -104,13 +104,18 @@ class Executor:
         )  # fmt: skip
         self.run = run_folder(home)
         self.run.mkdir(parents=True, exist_ok=True)
-        desired = Desired("local", 1, (ModelDesired(Model("m"), (self.version,), None),))
-        (self.run / "supervisor.desired.json").write_bytes(encode(desired))
-        self.path = executor_socket(home, self.version)
+        self.be(self.version)
         self.log = home / "executor.log"
         self.incarnation = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
+
+    def be(self, version: Version) -> None:
+        """Execute this version from the next start on."""
+        self.version = version
+        desired = Desired("local", 1, (ModelDesired(Model(version.model), (version,), None),))
+        (self.run / "supervisor.desired.json").write_bytes(encode(desired))
+        self.path = executor_socket(self.home, version)
 
     def start(self, version_key: str | None = None) -> None:
         self.incarnation += 1

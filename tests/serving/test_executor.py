@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from interlock.core.errors import (
     InputMismatch,
@@ -22,6 +23,7 @@ from interlock.core.errors import (
     PredictFailed,
     RequestTooLarge,
 )
+from interlock.core.fault import Fault
 from interlock.serving import executor_arena
 from interlock.serving.block import Phase
 from interlock.serving.executor import NotStarted
@@ -336,6 +338,25 @@ async def test_other_bytes_than_registered_are_not_loaded(interlock_home: Path) 
             await executor.place().connect()
     finally:
         executor.stop()
+
+
+async def test_a_fault_is_loaded_of_no_model_but_a_self_tests(interlock_home: Path) -> None:
+    executor = Executor(interlock_home)
+    for model, words in (("m", "only a self-test's own model may have"), ("m:selftest", "")):
+        executor.be(replace(executor.version, model=model, fault=Fault("fail", 1.0)))
+        executor.start()
+        try:
+            place = executor.place()
+            if words:
+                with pytest.raises(LoadFailed, match=words):
+                    await place.connect()
+                continue
+            await place.connect()  # the warm-up has not met the fault
+            failed = await place.command(say.TWICE)
+            assert isinstance(failed, PredictFailed) and "FaultInjected" in failed.message
+            await place.place.close()
+        finally:
+            executor.stop()
 
 
 async def test_loading_leaves_the_artifact_as_it_was(executor: Executor) -> None:

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from interlock.core.errors import ModelNotFound, NotReady, Quarantined, VersionNotFound
+from interlock.core.fault import Fault
 from interlock.core.letters import Desired, ModelDesired, VersionState
 from interlock.core.model import (
     Capabilities,
@@ -28,10 +29,11 @@ from interlock.core.model import (
 from interlock.core.request import Request
 from interlock.core.route import COPY_ARM, Arm, Mirror, Route, single
 from interlock.core.state import ArmCounts, ArmKey, PairCounts
+from interlock.runtime.fault import FaultInjected
 from interlock.serving.block import Block
 from interlock.serving.block_reader import read_block
 from interlock.serving.infer import Infer
-from interlock.serving.loader import Loader
+from interlock.serving.loader import Loader, _load_here
 from tests.serving.executor_process import Executor, until
 from tests.serving.fakes import FakeSink, begin
 
@@ -352,3 +354,21 @@ async def test_an_executor_serves_and_is_waited_for_when_it_dies(rig: Rig) -> No
         await rig.carry_out()
     finally:
         executor.stop()
+
+
+@pytest.mark.parametrize("placement", Placement)
+async def test_a_fault_is_loaded_of_no_model_but_a_self_tests(rig: Rig, placement: Placement) -> None:
+    plain, faulty = put(rig.home, "1", 2.0), replace(put(rig.home, "2", 3.0), placement=placement)
+    await rig.carry_out(plain, route=single("1", 1))
+    rig.apply(plain, replace(faulty, fault=Fault("nan", 1.0)), route=single("2", 2))
+    await until(lambda: rig.states()["2"] is VersionState.FAILED)
+    assert "only a self-test's own model may have" in rig.reason("2")
+    assert await rig.ask() == 2.0, "what was live answers"
+
+
+def test_a_version_of_a_self_test_has_its_fault_after_the_warm_up(interlock_home: Path) -> None:
+    version = replace(put(interlock_home, "1", 2.0), model="m:selftest", fault=Fault("fail", 1.0))
+    loaded = _load_here(interlock_home, version)  # which predicts once, well
+    with pytest.raises(FaultInjected):
+        loaded.predict({"x": np.ones((1, 2), np.float32)})
+    loaded.close()

@@ -15,6 +15,7 @@ from interlock.core.errors import (
     Unavailable,
     VersionNotFound,
 )
+from interlock.core.feedback import Feedback
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import DATATYPES, ModelSettings, Signature, Tensors, TensorSpec, Version
 from interlock.core.request import Outputs, Request, RequestId, Response, Sink, Ticket
@@ -137,6 +138,7 @@ class DirectInfer:
         self.held: list[Held] = []
         self.invalid: list[str] = []
         self.unsent: list[str] = []
+        self.kept: list[Feedback] = []
         self.repository_calls: list[tuple[str, str]] = []
         self._targets: dict[tuple[str, str], DirectTarget] = {}
         self._counts: dict[ArmKey, ArmCounts] = {}
@@ -169,6 +171,11 @@ class DirectInfer:
         urgency: int | None = None,
     ) -> Unavailable | None:
         return Overloaded("the queue is full; try again", retry_after_s=1.2) if self.full else None
+
+    def feedback(self, items: Sequence[Feedback]) -> None:
+        if self.full:
+            raise Unavailable("the disk is full")
+        self.kept += items
 
     def settings(self, model: str) -> ModelSettings:
         return self.choose(model, None, None).settings

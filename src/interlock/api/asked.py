@@ -13,11 +13,12 @@ from interlock.registry.rows import ReleaseRow
 
 class ReleaseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which version to release: by number, or by alias, or neither for the newest; and how. `policy` is for
-    `canary` and `shadow`; of `blue-green`, `keep_s` is how many seconds the old version stays in memory."""
+    `canary`, `shadow` and `ab` (whose candidates are its `arms`, or the version); of `blue-green`, `keep_s`
+    is how many seconds the old version stays in memory."""
 
     version: str | None = None
     alias: str | None = None
-    strategy: Literal["now", "canary", "blue-green", "shadow"] = "now"
+    strategy: Literal["now", "canary", "blue-green", "shadow", "ab"] = "now"
     policy: Policy | None = None
     keep_s: float | None = None
 
@@ -51,9 +52,9 @@ def release_asked(body: bytes) -> ReleaseRequest:
         raise MalformedMessage(f'the body is not {{"version": …}} or {{"alias": …}}: {error}') from None
     if wanted.version is not None and wanted.alias is not None:
         raise MalformedMessage("the body has both a version and an alias: want one of them, or neither")
-    if wanted.policy is not None and wanted.strategy not in ("canary", "shadow"):
+    if wanted.policy is not None and wanted.strategy not in ("canary", "shadow", "ab"):
         raise MalformedMessage(
-            f"the body has a policy, which is for a canary or a shadow, and strategy {wanted.strategy!r}"
+            f"the body has a policy, which is for canary, shadow and ab, and strategy {wanted.strategy!r}"
         )
     if wanted.keep_s is not None and wanted.strategy != "blue-green":
         raise MalformedMessage(
@@ -72,6 +73,8 @@ def carry_on(ctx: Context, name: str, body: bytes) -> ReleaseRow:
         return release.release_canary(ctx, name, selector, rules)
     if wanted.strategy == "shadow":
         return release.release_shadow(ctx, name, selector, rules)
+    if wanted.strategy == "ab":
+        return release.release_ab(ctx, name, selector, rules)
     if wanted.strategy == "blue-green":
         keep_s = release.KEEP_S if wanted.keep_s is None else wanted.keep_s
         return release.release_blue_green(ctx, name, selector, keep_s)

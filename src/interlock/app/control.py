@@ -35,8 +35,10 @@ from interlock.export.prometheus import render
 from interlock.operations.certificate import leave_certificate
 from interlock.operations.context import Context, open_context
 from interlock.operations.discovery import read_node_file, read_token, url_of
+from interlock.operations.selftest_model import tidy
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import NodeStatus, ProcessStatus, join_children
+from interlock.registry.feedback import KEEP_S, FeedbackStore
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.rollout.memory import Process
@@ -52,8 +54,11 @@ log = logging.getLogger("interlock.control")
 
 HEARTBEAT_S = 0.25
 FOLD_EVERY_S = 1.0
+TIDY_EVERY_S = 5.0
 FOLD_AFTER_S = 2.0
 """How long the block of a dead process stays: the supervisor and the workers read its breadcrumb first."""
+TAKE_IN_EVERY_S = 1.0
+PRUNE_EVERY_S = 3600.0
 TIMED_RELEASES = 1000
 """How many of the newest releases the metrics hold."""
 CERTIFIED_RELEASES = 20
@@ -63,12 +68,15 @@ CERTIFIED_RELEASES = 20
 class Control:
     """One control process. Its methods run on the event loop unless they say otherwise."""
 
-    def __init__(self, args: ProcessArgs, context: Context, app: AppFile, block: Block) -> None:
+    def __init__(
+        self, args: ProcessArgs, context: Context, app: AppFile, block: Block, feedback: FeedbackStore
+    ) -> None:
         config = args.config
         self._args = args
         self._config = config
         self._context = context
         self._block = block
+        self._feedback = feedback
         self._run_folder = run_folder(config.home)
         self._started_s = time.time()
         # Replaced as a whole at every change: other threads read them.
@@ -90,6 +98,7 @@ class Control:
             crashes=self._crashes,
             on_end=self._certify,
             memory=self._memory,
+            feedback=feedback,
         )
         self._leave = asyncio.Event()
 
@@ -110,8 +119,10 @@ class Control:
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._rollouts.run(), name="rollouts"),
             asyncio.create_task(self._fold(), name="fold"),
+            asyncio.create_task(self._tidy(), name="tidy"),
             asyncio.create_task(admin.serve([socket.socket(fileno=self._args.listen_fd)]), name="admin"),
             asyncio.create_task(self._leave.wait(), name="leave"),
+            asyncio.create_task(self._take_feedback(), name="feedback"),
         ]
         # Not in the loop's pool, for which the end of the process would wait.
         threading.Thread(target=self._import_registry, name="import", daemon=True).start()
@@ -123,7 +134,7 @@ class Control:
         finally:
             log.info("leaving")
             admin.should_exit = True
-            await asyncio.wait(parts[3:4], timeout=2.0)
+            await asyncio.wait([part for part in parts if part.get_name() == "admin"], timeout=2.0)
             for part in [*parts, *self._tasks]:
                 part.cancel()
             await asyncio.gather(*parts, *self._tasks, return_exceptions=True)
@@ -293,6 +304,28 @@ class Control:
                 log.error("a dead process's counts were not folded", extra=logs.fields(error=str(error)))
             await asyncio.sleep(FOLD_EVERY_S)
 
+    async def _take_feedback(self) -> None:
+        """Take in what workers have written down, and forget what is old."""
+        pruned_s = 0.0
+        while True:
+            try:
+                await asyncio.to_thread(self._feedback.take_in)
+                if time.time() - pruned_s > PRUNE_EVERY_S:
+                    pruned_s = time.time()
+                    await asyncio.to_thread(self._feedback.prune, int((pruned_s - KEEP_S) * 1000))
+            except (OSError, InterlockError) as error:
+                log.error("feedback was not taken in", extra=logs.fields(error=str(error)))
+            await asyncio.sleep(TAKE_IN_EVERY_S)
+
+    async def _tidy(self) -> None:
+        """Take away what self-tests left whose command was killed."""
+        while True:
+            try:
+                await asyncio.to_thread(tidy, self._context)
+            except (OSError, InterlockError) as error:
+                log.error("what a self-test left is still there", extra=logs.fields(error=str(error)))
+            await asyncio.sleep(TIDY_EVERY_S)
+
     def _fold_due(self, now_s: float) -> None:
         dead = abandoned(self._run_folder)
         self._dead_since = {path: self._dead_since.get(path, now_s) for path in dead}
@@ -319,8 +352,10 @@ class _AdminServer(uvicorn.Server):
         yield
 
 
-async def _run(args: ProcessArgs, context: Context, app: AppFile, block: Block) -> None:
-    await Control(args, context, app, block).run()
+async def _run(
+    args: ProcessArgs, context: Context, app: AppFile, block: Block, feedback: FeedbackStore
+) -> None:
+    await Control(args, context, app, block, feedback).run()
 
 
 def main(argument: str) -> int:
@@ -336,7 +371,11 @@ def main(argument: str) -> int:
     try:
         context = open_context(config.home)
         try:
-            asyncio.run(_run(args, context, read_app_file(config.home), block))
+            feedback = FeedbackStore(config.home)
+            try:
+                asyncio.run(_run(args, context, read_app_file(config.home), block, feedback))
+            finally:
+                feedback.close()
         finally:
             context.close()
     except InterlockError as error:

@@ -14,10 +14,11 @@ from typing import Protocol, TypeVar
 from interlock.app import logs
 from interlock.app.pace import gently, promptly
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
+from interlock.core.fault import check_fault
 from interlock.core.letters import decode_desired, executor_socket
 from interlock.core.model import Version, artifact_path, digest_of
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
-from interlock.runtime.catalog import runtime_of
+from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block, block_path
 from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up
@@ -116,6 +117,7 @@ def _version(args: ProcessArgs) -> Version:
 
 def _load(args: ProcessArgs, loading: Pace, reading: Pace, version: Version, block: Block) -> Loaded:
     block.loading(version.key)
+    check_fault(version)
     want_memory(version)
     folder = artifact_path(args.config.home, version.digest)
     found = reading(lambda: digest_of(folder)) if folder.is_dir() else "no folder"
@@ -125,7 +127,7 @@ def _load(args: ProcessArgs, loading: Pace, reading: Pace, version: Version, blo
     def load() -> Loaded:
         loaded = runtime_of(version.runtime).load(folder, version)
         warm_up(loaded, version)
-        return loaded
+        return with_fault(loaded, version)
 
     return loading(load)
 

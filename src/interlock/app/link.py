@@ -70,19 +70,29 @@ class LetterClient:
                 pause_s = min(2 * pause_s, BACKOFF_S[1])
                 continue
             pause_s = BACKOFF_S[0]
+            # No TaskGroup: one whose tasks fail just when it is cancelled tells of their errors alone.
+            both = asyncio.create_task(self._send(writer)), asyncio.create_task(self._receive(reader))
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(self._send(writer))
-                    both.create_task(self._receive(reader))
-            except* OSError as gone:
-                log.info("control is away; going on without it", extra=fields(error=str(gone.exceptions[0])))
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                for task in both:
+                    task.cancel()
+                ends = await asyncio.gather(*both, return_exceptions=True)
                 writer.close()
+            errors = [end for end in ends if isinstance(end, Exception)]
+            for error in errors:
+                if not isinstance(error, OSError):
+                    raise error
+            log.info("control is away; going on without it", extra=fields(error=str(errors[0])))
             await asyncio.sleep(pause_s)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         while True:
             self._wake.clear()
+            if (
+                writer.is_closing()
+            ):  # uvloop's transport would raise RuntimeError, if we saw it before the reader
+                raise ConnectionResetError("the line is closed")
             writer.write(encode(self._report()) + b"\n")
             await writer.drain()
             try:

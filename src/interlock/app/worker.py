@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from interlock.app import logs
 from interlock.app.link import LetterClient
@@ -24,6 +24,7 @@ from interlock.core.letters import Desired, Report, VersionState, letters_socket
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, run_folder
 from interlock.serving.block import Block
 from interlock.serving.counters import read_all
+from interlock.serving.inbox import Inbox
 from interlock.serving.infer import Infer
 from interlock.serving.loader import Loader
 from interlock.wire.http import AccessLog, HttpLimits, HttpServer, new_loop
@@ -45,11 +46,13 @@ class Worker:
         run = run_folder(config.home)
         self._args = args
         self._block = Block.create(run, args.process, args.incarnation)
+        self._inbox = Inbox(config.home, args.process, args.incarnation)
         self._infer = Infer(
             self._block,
             args.incarnation & 0xFFFFFFFF,
             lambda: read_all(run),
             self._repository if config.allow_repository_control else None,
+            self._inbox.keep,
         )
         # What loads beside the loop is not to keep requests waiting.
         beside = ThreadPoolExecutor(_BESIDES, thread_name_prefix="beside", initializer=patiently)
@@ -75,7 +78,11 @@ class Worker:
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or until the supervisor is gone; then drain."""
+        """Serve until SIGTERM or until the supervisor is gone; then drain.
+
+        Raises: whatever its heartbeat or its line to control dies of, after the drain: one that is deaf would
+        go on with what it was told last for ever; the supervisor starts another.
+        """
         loop = asyncio.get_running_loop()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the supervisor's to act on
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
@@ -89,14 +96,19 @@ class Worker:
             await self._first_load()
         await self._server.serve(socket.socket(fileno=self._args.listen_fd))
         _log.info("serving", extra=logs.fields(pid=os.getpid()))
-        await self._stop.wait()
+        stop = asyncio.create_task(self._stop.wait())
+        parts: tuple[asyncio.Task[Any], ...] = (stop, link, beat)
+        ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         loop.remove_reader(self._args.lifeline_fd)
         await self._leave()
-        for task in (link, beat):
+        for task in parts:
             task.cancel()
-        await asyncio.gather(link, beat, return_exceptions=True)
+        await asyncio.gather(*parts, return_exceptions=True)
         await self._loader.close()
+        self._inbox.close()
         self._block.close()
+        for task in ended:
+            task.result()
 
     async def _first_load(self) -> None:
         with suppress(TimeoutError):

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
+from interlock.cli.selftest import Asked, selftest_options
 from interlock.core.errors import ConfigError
+from interlock.core.feedback import parse_metric
 from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
@@ -47,7 +50,8 @@ def _unit(context: click.Context, parameter: click.Parameter, value: str | None)
 
 @click.command(
     epilog="Examples: interlock release iris  |  interlock release iris 2 --now  |  "
-    "interlock release iris @champion --canary --budget 20 --slower 1.5"
+    "interlock release iris @champion --canary --budget 20 --slower 1.5  |  "
+    "interlock release iris --ab --arm 2=0.3 --arm 3=0.3 --metric conversion"
 )
 @model_argument
 @click.argument("version", required=False)
@@ -56,6 +60,9 @@ def _unit(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option(
     "--shadow", "strategy", flag_value="shadow", help="On copies only: says whether it would do; never live."
+)
+@click.option(
+    "--ab", "strategy", flag_value="ab", help="Fixed shares until a metric proves one version better."
 )
 @click.option(
     "--now", "strategy", flag_value="now", help="All requests at once, when it has passed its checks."
@@ -87,6 +94,21 @@ def _unit(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="SHARE",
     help="Of the answers of both that may differ; 1: all. [default: 0.2 of labels]",
 )
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="WORDS",
+    help="What feedback is to say of it: a name, then fields: 'stars least=1 greatest=5 age_s=3600 prove'. "
+    "Repeat it for several; the verdict of --ab is on the first.",
+)
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    metavar="VERSION[=SHARE]",
+    help="A candidate of --ab; repeat it for several. [default: equal shares]",
+)
 @_rule("--unit", "unit", "Who sticks to a version.", metavar=f"[{'|'.join(UNITS)}]", callback=_unit)
 @_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
 @_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
@@ -96,16 +118,20 @@ def _unit(context: click.Context, parameter: click.Parameter, value: str | None)
     help="Wait until it has ended. [default: wait; a canary: until it answers its first share]",
 )
 @_TIMEOUT
+@selftest_options
 @node_options
 @json_option
 def release(
     name: str,
     version: str | None,
+    selftest: Asked | None,
     strategy: str | None,
     keep_s: float | None,
     objective_ms: float | None,
     most_disagreement: float | None,
     guardrails: tuple[str, ...],
+    metrics: tuple[str, ...],
+    arms: tuple[str, ...],
     wait: bool | None,
     timeout_s: float,
     home: Path,
@@ -131,12 +157,13 @@ def release(
         given["guardrails"] = guardrails
     if most_disagreement is not None:
         given["most_disagreement"] = most_disagreement
-    if given and chosen not in ("canary", "shadow"):
-        options = ", ".join(sorted(given))
-        raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
-    for rule in ("reverse", "shielded", "most_weight") if chosen == "shadow" else ():
-        if rule in given:
-            raise click.UsageError(f"{rule}: a shadow answers no requests; leave it out, or --canary")
+    if metrics:
+        given["metrics"] = [msgspec.to_builtins(parse_metric(words)) for words in metrics]
+    if arms:
+        given["arms"] = _shares(arms)
+    _check(chosen, version, given)
+    if selftest is not None:
+        return selftest.run(name, version, strategy, given, home, url, as_json)
     if keep_s is not None and chosen in ("now", "shadow"):
         raise click.UsageError(f"--keep: nothing is kept with --{chosen}; want --blue-green --keep")
     with open_control(home, url) as control:
@@ -146,12 +173,51 @@ def release(
             row = control.release_blue_green(name, version, 300.0 if keep_s is None else keep_s)
         elif chosen == "shadow":
             row = control.release_shadow(name, version, given)
+        elif chosen == "ab":
+            row = control.release_ab(name, version, given if keep_s is None else {**given, "keep_s": keep_s})
         else:
             row = control.release_canary(
                 name, version, given if keep_s is None else {**given, "keep_s": keep_s}
             )
         enough = () if wait else (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
         _finish(control, row, wait is not False, timeout_s, as_json, enough)
+
+
+def _check(chosen: str, version: str | None, given: dict[str, Any]) -> None:
+    """Whether these rules fit the strategy."""
+    if "arms" in given and chosen != "ab":
+        raise click.UsageError(f"--arm: several versions are compared with --ab; leave it out, or --{chosen}")
+    if "arms" in given and version is not None:
+        raise click.UsageError(f"version {version} and --arm: name it with --arm {version} too, or alone")
+    if given and chosen not in _FOREIGN:
+        options = ", ".join(sorted(given))
+        raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
+    why, foreign = _FOREIGN.get(chosen, ("", ()))
+    for rule in foreign:
+        if rule in given:
+            raise click.UsageError(f"{rule}: {why}; leave it out, or --canary")
+
+
+_FOREIGN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "canary": ("", ()),
+    "shadow": ("a shadow answers no requests", ("reverse", "shielded", "most_weight", "metrics")),
+    "ab": (
+        "an A/B test copies nothing, and its shares are fixed",
+        ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
+    ),
+}
+
+
+def _shares(arms: tuple[str, ...]) -> list[dict[str, Any]]:
+    found = []
+    for arm in arms:
+        version, equals, share = arm.partition("=")
+        try:
+            weight = float(share) if equals else 1.0 / (len(arms) + 1)
+        except ValueError:
+            raise click.BadParameter(f"{arm!r}: want VERSION or VERSION=SHARE, such as 2=0.3") from None
+        found.append({"version": version, "weight": weight})
+    return found
 
 
 def _step_options(function: F) -> F:

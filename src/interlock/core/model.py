@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlock.core.errors import ConfigError
+from interlock.core.fault import Fault
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -126,7 +127,8 @@ class Version(msgspec.Struct, frozen=True):
 
     `number` is the registry's version as a string; `digest` is "sha256:<hex>" over the artifact folder;
     `runtime` names a file of `runtime/`; `entry` is the file in the artifact that it loads ("" = the folder);
-    `options` are the runtime's own (JSON values), e.g. skops' trusted types or a class name.
+    `options` are the runtime's own (JSON values), e.g. skops' trusted types or a class name. `fault`: what a
+    self-test's copy does wrong on purpose (`fault.py`); no other version has one.
     """
 
     model: str
@@ -140,6 +142,7 @@ class Version(msgspec.Struct, frozen=True):
     profile: Profile = Profile()
     memory_limit_bytes: int | None = None
     options: dict[str, Any] = {}
+    fault: Fault | None = None
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from math import isfinite
 import msgspec
 
 from interlock.core.errors import ConfigError
+from interlock.core.feedback import Metric
 from interlock.core.route import Range
 
 
@@ -17,8 +18,18 @@ class Undecided(StrEnum):
     ROLL_BACK = "roll-back"
 
 
+class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one candidate of an A/B test gets of the requests."""
+
+    version: str
+    weight: float
+
+
 GUARDRAILS = ("errors", "latency", "outputs", "utilisation", "memory")
 """What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
+MOST_METRICS = 8
+MOST_ARMS = 16
+"""Of one release."""
 
 UNITS = ("none", "header", "json:FIELD")
 """What `Policy.unit` may be: each request on its own; or all requests with one `x-interlock-unit`; or all
@@ -48,6 +59,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of pairs whose answers may differ; 1 allows all. Left out, each is
     settled when the release is asked for (`rollout/mirroring.py`): on where both versions can run one
     request. `tolerance` and `ranges` say when answers differ and when they are unsound: `Mirror`.
+
+    `metrics`: what feedback says (`Metric`). `arms`: the candidates of an A/B test, whose verdict is on the
+    first metric; none for any other release.
     """
 
     budget: float = 50.0
@@ -69,6 +83,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most_disagreement: float | None = None
     tolerance: float = 1e-3
     ranges: tuple[Range, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    arms: tuple[Share, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least, most in _BOUNDS:
@@ -83,6 +99,28 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unknown = [name for name in self.guardrails if name not in GUARDRAILS]
         if unknown:
             raise ConfigError(f"guardrails {unknown} of a release: want some of {', '.join(GUARDRAILS)}")
+
+        for what, found in (
+            ("metrics", [metric.name for metric in self.metrics]),
+            ("arms", [arm.version for arm in self.arms]),
+        ):
+            if len(set(found)) != len(found):
+                raise ConfigError(f"{what} {', '.join(found)} of a release: one stands there twice")
+        if len(self.metrics) > MOST_METRICS or len(self.arms) > MOST_ARMS:
+            raise ConfigError(
+                f"{len(self.metrics)} metrics and {len(self.arms)} candidates of a release: want at most "
+                f"{MOST_METRICS} and {MOST_ARMS}"
+            )
+        shares = [arm.weight for arm in self.arms]
+        if self.arms and not (min(shares) >= 0.001 and sum(shares) <= 0.999):
+            raise ConfigError(
+                f"weights {', '.join(f'{share:g}' for share in shares)} of the candidates of an A/B test: "
+                "want each at least 0.001, and something left for the live version"
+            )
+        if self.arms and not self.metrics:
+            raise ConfigError(
+                "an A/B test without a metric has no verdict: name one with --metric, or in the policy file"
+            )
 
     @property
     def is_paired(self) -> bool:

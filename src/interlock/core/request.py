@@ -124,7 +124,9 @@ class Tally(Protocol):
 class RequestId(msgspec.Struct, frozen=True):
     """What a server-made id says: enough to attribute late feedback without a look-up.
 
-    `origin` is the incarnation of the worker; (origin, sequence) is unique; `time_ms` is Unix time.
+    `origin` is the incarnation of the worker; (origin, sequence) is unique; `time_ms` is Unix time. `unit`:
+    where units stick to an arm, the position of this one (`unit_field`), which is the same for all of its
+    requests in one release and says nothing of who it is; else None.
     """
 
     release: int
@@ -133,18 +135,24 @@ class RequestId(msgspec.Struct, frozen=True):
     origin: int
     time_ms: int
     sequence: int
+    unit: int | None = None
 
     def encode(self) -> bytes:
         """Lower-case hexadecimal fields joined by '-', readable and greppable in logs."""
-        return id_prefix(self.release, self.epoch, self.arm, self.origin) + b"%x-%x" % (
-            self.time_ms,
-            self.sequence,
-        )
+        prefix = id_prefix(self.release, self.epoch, self.arm, self.origin)
+        end = b"" if self.unit is None else b"-%x" % self.unit
+        return prefix + b"%x-%x" % (self.time_ms, self.sequence) + end
 
 
 def id_prefix(release: int, epoch: int, arm: int, origin: int) -> bytes:
     """The part of an id that is the same for all requests of one arm in one worker."""
     return b"%x-%x-%x-%x-" % (release, epoch, arm, origin)
+
+
+def unit_field(position: float) -> int:
+    """A unit's position in [0, 1) as an id has it: 48 bits, of which two units in ten million share one with
+    some other where there are 100 million of them."""
+    return int(position * 2**48)
 
 
 def parse_request_id(text: bytes) -> RequestId:
@@ -155,9 +163,9 @@ def parse_request_id(text: bytes) -> RequestId:
     255
     """
     fields = text.split(b"-")
-    if len(fields) != 6 or not all(0 < len(f) <= 16 for f in fields):
+    if len(fields) not in (6, 7) or not all(0 < len(f) <= 16 for f in fields):
         raise MalformedMessage(
-            f"request id {text[:120]!r} has not the form release-epoch-arm-origin-time-sequence"
+            f"request id {text[:120]!r} has not the form release-epoch-arm-origin-time-sequence[-unit]"
         )
     try:
         numbers = [int(f, 16) for f in fields]

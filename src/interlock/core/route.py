@@ -111,6 +111,12 @@ class Route(msgspec.Struct, frozen=True):
                 f" {[arm.index for arm in self.arms[1:]]}"
             )
 
+    @property
+    def only_arm(self) -> Arm | None:
+        """The arm that answers everybody; None if there are several."""
+        open_arms = [arm for arm in self.arms if arm.weight > 0.0]
+        return open_arms[0] if len(open_arms) == 1 else None
+
     def choose(self, unit: bytes | None, draw: Callable[[], float] = random.random) -> Arm:
         """The arm for one request: by the unit's fixed position in [0, 1), or by `draw` without a unit.
 

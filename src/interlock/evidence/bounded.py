@@ -68,18 +68,22 @@ class Moments(msgspec.Struct, frozen=True):
 
 class MeanEpoch(msgspec.Struct, frozen=True):
     """Values of both arms while the weight was constant. `centre`, in [0, 1], is set when the epoch begins:
-    the incumbent's mean so far is best (power; any is valid)."""
+    the incumbent's mean so far is best (power; any is valid). `requests`: how many there were of both arms,
+    where those that are not in the moments had just the value of the centre; None where all are in them."""
 
     weight: float
     centre: float
     incumbent: Moments
     candidate: Moments
+    requests: float | None = None
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.weight <= 1.0 and 0.0 <= self.centre <= 1.0):
             raise ConfigError(
                 f"weight {self.weight} and centre {self.centre} of an epoch: want both in [0, 1]"
             )
+        if self.requests is not None and self.requests < self.incumbent.count + self.candidate.count:
+            raise ConfigError(f"{self.requests} requests of an epoch: fewer than have values")
 
 
 def log_e_harm(epochs: Sequence[MeanEpoch], margin: float = 0.0, stakes: Mixture = STAKES) -> float:
@@ -116,7 +120,7 @@ def _log_e(epochs: Sequence[MeanEpoch], margin: float, stakes: Mixture, sign: fl
         minus, minus_squares = epoch.incumbent.about(c)
         xi = sign * (plus / w - minus / (1.0 - w)) / bound
         xi_squares = (plus_squares / w**2 + minus_squares / (1.0 - w) ** 2) / bound**2
-        count = epoch.incumbent.count + epoch.candidate.count
+        count = epoch.incumbent.count + epoch.candidate.count if epoch.requests is None else epoch.requests
         for index, stake in enumerate(stakes.tilts):
             psi = -log1p(-stake) - stake
             # |margin| < 1 <= bound for either w, so that the logarithm exists.

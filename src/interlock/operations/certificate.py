@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from interlock.core.errors import LedgerError, NotFound
+from interlock.core.fault import is_selftest
 from interlock.operations.status import MAX_EVENTS
 from interlock.rollout.certificate import Certificate, as_markdown, certify
 
@@ -34,8 +35,11 @@ def certificate(ctx: Context, release_id: int) -> Certificate:
 def leave_certificate(ctx: Context, row: ReleaseRow) -> Path | None:
     """Write a finished release's certificate into the home folder, as JSON and Markdown, once.
 
-    Returns the Markdown file; None where nothing was compared. Raises: OSError; LedgerError.
+    Returns the Markdown file; None where nothing was compared, and for a self-test, which certifies nothing
+    that is served. Raises: OSError; LedgerError.
     """
+    if is_selftest(row.model):
+        return None
     folder = ctx.home / "certificates"
     stem = f"release-{row.id}"
     markdown = folder / f"{stem}.md"

@@ -42,6 +42,7 @@ class Control(Protocol):
     def release(self, name: str, selector: str | None) -> ReleaseRow: ...
     def release_canary(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow: ...
     def release_shadow(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow: ...
+    def release_ab(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow: ...
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow: ...
     def rollback(self, name: str) -> ReleaseRow: ...
     def step(self, name: str, step: Step) -> ReleaseRow: ...
@@ -108,6 +109,9 @@ class AdminControl:
 
     def release_shadow(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
         return self._release(name, selector, strategy="shadow", policy=rules)
+
+    def release_ab(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
+        return self._release(name, selector, strategy="ab", policy=rules)
 
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         return self._release(name, selector, strategy="blue-green", keep_s=keep_s)
@@ -200,6 +204,11 @@ class HomeControl:
         from interlock.operations import release
 
         return release.release_shadow(self._context, name, selector, rules)
+
+    def release_ab(self, name: str, selector: str | None, rules: Rules) -> ReleaseRow:
+        from interlock.operations import release
+
+        return release.release_ab(self._context, name, selector, rules)
 
     def release_blue_green(self, name: str, selector: str | None, keep_s: float) -> ReleaseRow:
         from interlock.operations import release

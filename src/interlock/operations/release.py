@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from interlock.core.appfile import app_file, release_policy
-from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused
-from interlock.core.policy import Policy
+from interlock.core.errors import ConfigError, LedgerError, ModelNotFound, ReleaseRefused
+from interlock.core.fault import check_fault
+from interlock.core.policy import Policy, Share
 from interlock.operations.settings_file import read_app_file
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import settled
-from interlock.rollout.plan import BLUE_GREEN, CANARY, NOW, ROLLBACK, SHADOW, policy_of
+from interlock.rollout.plan import AB, BLUE_GREEN, CANARY, NOW, ROLLBACK, SHADOW, policy_of
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
@@ -40,6 +41,7 @@ def release_now(ctx: Context, name: str, selector: str | None) -> ReleaseRow:
     from interlock.operations.resolve import resolve  # a rollback needs none of what this brings in
 
     version = resolve(ctx, name, selector)
+    check_fault(version)
     begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
     return ctx.ledger.request_release(name, version.number, NOW, ctx.now_s(), supersede=not begun)
 
@@ -69,6 +71,54 @@ def release_shadow(
     return _compared(ctx, name, selector, SHADOW, rules or {})
 
 
+def release_ab(
+    ctx: Context, name: str, selector: str | None, rules: Mapping[str, Any] | None = None
+) -> ReleaseRow:
+    """Ask that one or several versions answer fixed shares of a model's requests beside the live one, until
+    feedback proves one of them better, which is then promoted, or something worse about one.
+
+    The candidates are `rules["arms"]` (`Share`; versions by number or "@alias"); without them the one that
+    `selector` names gets half. Units stick to a version by their header unless a rule says otherwise.
+    Raises: as `release_canary`; ReleaseRefused also where nothing is live; ConfigError without a metric.
+    """
+    from interlock.operations.resolve import resolve
+
+    given = dict(rules or {})
+    arms = given.pop("arms", None)
+    if arms and selector is not None:
+        raise ConfigError(
+            f"version {selector!r} and the candidates of an A/B test: want one of them; the version alone "
+            "gets half of the requests"
+        )
+    shares = [msgspec.convert(arm, Share) for arm in arms or ()] or [Share(selector or "", 0.5)]
+    versions = [resolve(ctx, name, share.version or None) for share in shares]
+    for version in versions:
+        check_fault(version)
+    live = ctx.ledger.live(name)
+    if live is None:
+        raise ReleaseRefused(
+            f"no version of {name!r} is live, so there is nothing to compare with; release one first: "
+            f"interlock release {name} {versions[0].number} --now"
+        )
+    if live.number in [version.number for version in versions]:
+        raise ReleaseRefused(
+            f"version {live.number} of {name!r} is live already, and takes part as what the others are "
+            "compared with: leave it out"
+        )
+    named = [Share(version.number, share.weight) for version, share in zip(versions, shares, strict=True)]
+    file = read_app_file(ctx.home)
+    if "unit" not in {**file.releases.get(name, {}), **given}:
+        given["unit"] = "header"
+    given["arms"] = [msgspec.to_builtins(share) for share in named]
+    policy = settled(release_policy(file, name, given, str(app_file(ctx.home))), None, versions[0])
+    return _ask(ctx, name, named[0].version, AB, policy)
+
+
+def _ask(ctx: Context, name: str, number: str, strategy: str, policy: Policy) -> ReleaseRow:
+    begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
+    return ctx.ledger.request_release(name, number, strategy, ctx.now_s(), supersede=not begun, policy=policy)
+
+
 def _compared(
     ctx: Context, name: str, selector: str | None, strategy: str, rules: Mapping[str, Any]
 ) -> ReleaseRow:
@@ -76,6 +126,7 @@ def _compared(
 
     policy = release_policy(read_app_file(ctx.home), name, rules, str(app_file(ctx.home)))
     version = resolve(ctx, name, selector)
+    check_fault(version)
     live = ctx.ledger.live(name)
     if live is None and strategy == SHADOW:
         raise ReleaseRefused(
@@ -88,11 +139,10 @@ def _compared(
             f"compare it with; load it anew with: interlock release {name} {version.number} --now"
         )
     incumbent = None if live is None else ctx.ledger.version(name, live.number)
+    if policy.arms:
+        raise ConfigError(f"arms are the candidates of an A/B test (--ab), and this is a {strategy}")
     policy = settled(policy, incumbent, version, answers=strategy != SHADOW)
-    begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
-    return ctx.ledger.request_release(
-        name, version.number, strategy, ctx.now_s(), supersede=not begun, policy=policy
-    )
+    return _ask(ctx, name, version.number, strategy, policy)
 
 
 def release_blue_green(ctx: Context, name: str, selector: str | None, keep_s: float = KEEP_S) -> ReleaseRow:
@@ -105,10 +155,8 @@ def release_blue_green(ctx: Context, name: str, selector: str | None, keep_s: fl
 
     policy = Policy(keep_s=keep_s)
     version = resolve(ctx, name, selector)
-    begun = [row for row in _open(ctx, name) if row.state is not ReleaseState.REQUESTED]
-    return ctx.ledger.request_release(
-        name, version.number, BLUE_GREEN, ctx.now_s(), supersede=not begun, policy=policy
-    )
+    check_fault(version)
+    return _ask(ctx, name, version.number, BLUE_GREEN, policy)
 
 
 def pause(ctx: Context, name: str) -> ReleaseRow:

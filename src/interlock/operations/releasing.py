@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -26,10 +26,14 @@ from interlock.rollout.plan import ROLLBACK
 if TYPE_CHECKING:
     from interlock.rollout.view import RolloutView
 
-Strategy = Literal["canary", "shadow", "now", "blue-green"]
+Strategy = Literal["canary", "shadow", "ab", "now", "blue-green"]
 _ANSWERING = (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
-_NO_SHARE = ("reverse", "shielded", "most_weight", "keep_s")
-"""Rules that mean nothing for a shadow, which answers no requests."""
+_FOREIGN = {
+    "canary": ("arms",),
+    "shadow": ("arms", "reverse", "shielded", "most_weight", "keep_s", "metrics"),
+    "ab": ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
+}
+"""Rules that mean nothing: a shadow answers no requests, an A/B test copies none and its shares are fixed."""
 
 
 def release(
@@ -45,12 +49,13 @@ def release(
 ) -> ReleaseRow:
     """Put a version live: by number, by "@alias", or (None) the newest; as `interlock release` does.
 
-    `strategy`: "canary", by evidence on a growing share of the requests; "shadow", on copies only; "now", all
-    requests at once; "blue-green", the same, but the old version stays in memory for `keep_s` seconds.
-    `rules` are fields of the policy of a canary or a shadow (`budget`, `margin`, `slower`, `larger`, `unit`
-    …: the admin API's reference lists them); they win over the app file's.
+    `strategy`: "canary", by evidence on a growing share of the requests; "shadow", on copies only; "ab", one
+    or several versions (`arms`) on fixed shares until feedback (`metrics`) tells; "now", all requests at
+    once; "blue-green", the same, but the old version stays in memory for `keep_s` seconds. `rules` are fields
+    of the policy of a release that compares (`budget`, `margin`, `slower`, `larger`, `unit` …: the admin
+    API's reference lists them); they win over the app file's.
 
-    `wait` None: until the release has ended, or (a canary, a shadow, blue-green) until the version answers
+    `wait` None: until the release has ended, or (what compares, and blue-green) until the version answers
     its first share, runs its first copies, or answers all; True: until it has ended; False: not at all.
     Nothing is waited for where no node runs. `timeout_s` bounds the wait only: the release goes on.
 
@@ -71,6 +76,8 @@ def release(
             row = control.release_canary(name, selector, given)
         elif strategy == "shadow":
             row = control.release_shadow(name, selector, given)
+        elif strategy == "ab":
+            row = control.release_ab(name, selector, given)
         elif strategy == "blue-green":
             row = control.release_blue_green(name, selector, float(given.get("keep_s", KEEP_S)))
         else:
@@ -158,18 +165,19 @@ def _control(home: Path | str | None, url: str | None) -> AbstractContextManager
 
 def _checked(name: str, strategy: str, rules: dict[str, Any]) -> dict[str, Any]:
     """The rules as JSON values. Raises: ConfigError."""
-    if strategy not in ("canary", "shadow", "now", "blue-green"):
-        raise ConfigError(f"strategy {strategy!r}: want 'canary', 'shadow', 'now' or 'blue-green'")
+    if strategy not in get_args(Strategy):
+        raise ConfigError(f"strategy {strategy!r}: want one of {', '.join(get_args(Strategy))}")
     if strategy == "now":
         misfits = list(rules)
     elif strategy == "blue-green":
         misfits = [rule for rule in rules if rule != "keep_s"]
     else:
-        misfits = [rule for rule in rules if strategy == "shadow" and rule in _NO_SHARE]
+        misfits = [rule for rule in rules if rule in _FOREIGN[strategy]]
     if misfits:
         raise ConfigError(f"{', '.join(misfits)}: no rules for a release by {strategy}; leave them out")
     given: dict[str, Any] = msgspec.to_builtins(rules)
-    release_policy(AppFile(), name, given)
+    # The metric of an A/B test may be in the app file: its arms are looked at where that is read.
+    release_policy(AppFile(), name, {rule: value for rule, value in given.items() if rule != "arms"})
     return given
 
 

@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
+from interlock.core.fault import check_fault
 from interlock.core.model import Model, ModelSettings, Version
 from interlock.core.policy import Policy
 from interlock.evidence.exceedance import Cut
@@ -61,8 +62,9 @@ class Ledger:
 
         The same record again changes nothing. `replace` is for a number that the registry deleted and gave
         out anew; what a live or open release names is never replaced.
-        Raises: LedgerError if another record stands under this model and number.
+        Raises: LedgerError if another record stands under this model and number; ConfigError for a fault.
         """
+        check_fault(version)
         record = _json(version)
         with self._database.write() as connection:
             old = connection.execute(
@@ -70,7 +72,8 @@ class Ledger:
                     versions.c.model == version.model, versions.c.number == version.number
                 )
             ).scalar()
-            if old == record:
+            # As structs: an older Interlock wrote fewer fields.
+            if old is not None and msgspec.json.decode(old, type=Version) == version:
                 return
             body = {
                 "number": version.number,
@@ -153,6 +156,22 @@ class Ledger:
                 connection, time_s, model, "model.settings", {"settings": msgspec.to_builtins(settings)}
             )
 
+    def forget(self, model: str, time_s: float) -> None:
+        """Take a model, its versions and its releases out, as if they had never been; its events stay.
+
+        Raises: ReleaseRefused while one of its versions is live or a release is open.
+        """
+        with self._database.write() as connection:
+            mine = sa.select(releases.c.id).where(releases.c.model == model)
+            under_way = connection.execute(mine.where(releases.c.state.in_(OPEN_STATES))).first()
+            if under_way is not None or self._live(connection, model) is not None:
+                raise ReleaseRefused(f"model {model!r} is in use: unload it before it is forgotten")
+            connection.execute(epochs.delete().where(epochs.c.release.in_(mine)))
+            for table in (releases, versions):
+                connection.execute(table.delete().where(table.c.model == model))
+            connection.execute(models.delete().where(models.c.name == model))
+            self._event(connection, time_s, model, "model.forgotten", {})
+
     # Releases
 
     def request_release(
@@ -232,11 +251,13 @@ class Ledger:
         was: ReleaseRow | None = None,
         epoch: RampEpoch | None = None,
         resumed: Policy | None = None,
+        number: str | None = None,
     ) -> ReleaseRow:
         """Move a release on; `done` also makes it the model's live one. `snapshot` is what the decision saw.
 
         `was`: the row that the decision saw; if it stands elsewhere by now, nothing is changed. `epoch`
-        begins a new one, with its weight. `resumed`: a person lets it go on, under this policy.
+        begins a new one, with its weight. `resumed`: a person lets it go on, under this policy. `number`: of
+        the candidates of an A/B test, the one that goes on alone.
         Raises: LedgerError for an unknown release or a step that its state does not allow.
         """
         wanted = ReleaseState(state)
@@ -258,6 +279,8 @@ class Ledger:
                 self._put_epoch(connection, release_id, epoch)
             if resumed is not None:
                 values |= {"policy": _json(resumed), "resumed_epoch": row.epoch, "resumed_s": time_s}
+            if number is not None:
+                values["number"] = number
             row = self._change(connection, row, wanted, reason, snapshot, values, time_s)
             if wanted is ReleaseState.DONE:
                 self._set_live(connection, row.model, release_id)
@@ -389,10 +412,12 @@ class Ledger:
         live = self._live(connection, model)
         if live is not None and live.number == number:
             return True
-        query = sa.select(releases.c.id).where(
-            releases.c.model == model, releases.c.number == number, releases.c.state.in_(OPEN_STATES)
-        )
-        return connection.execute(query).first() is not None
+        query = sa.select(releases).where(releases.c.model == model, releases.c.state.in_(OPEN_STATES))
+        for row in map(_release, connection.execute(query)):
+            arms = row.policy.arms if row.policy is not None else ()
+            if number == row.number or number in [arm.version for arm in arms]:
+                return True
+        return False
 
     def _get(self, connection: sa.Connection, release_id: int) -> ReleaseRow:
         row = connection.execute(sa.select(releases).where(releases.c.id == release_id)).one_or_none()

@@ -12,7 +12,7 @@ from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow
 from interlock.rollout.judgement import Gate, Kind
-from interlock.rollout.plan import SHADOW, Action, Pass, Promote, RollBack, judged, policy_of
+from interlock.rollout.plan import AB, SHADOW, Action, Pass, Promote, RollBack, judged, policy_of
 from interlock.rollout.replay import decisions
 from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import EpochTally
@@ -193,6 +193,8 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
     proofs = [gate.name for gate in gates if gate.kind is Kind.PROMOTION]
     what = "called failed" if row.strategy == SHADOW else "rolled back"
     through = "passed" if row.strategy == SHADOW else "promoted"
+    if row.strategy == AB:
+        return _guarantee_of_test(policy)
     found = [
         f"A candidate that is no worse{alike} is {what} by one of the {alarms} alarms with a probability of "
         f"at most {policy.alpha:.2%}, however long this runs and however often one looks.",
@@ -214,6 +216,23 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
         "Assumed: docs/explanation/evidence.md, 'What is assumed'. A person's decision proves nothing."
     )
     return tuple(found)
+
+
+def _guarantee_of_test(policy: Policy) -> tuple[str, ...]:
+    metric, which = policy.metrics[0], "requests"
+    if policy.is_sticky:
+        which = "units (the first value of each)"
+    return (
+        f"A version whose mean of '{metric.name}' is no better than the live one's is promoted with a "
+        f"probability of at most {policy.alpha:.2%}, of all candidates together, however long this runs and "
+        "however often one looks.",
+        f"A version that is no worse is rolled back with a probability of at most {policy.alpha:.2%}, by all "
+        "alarms of all candidates together.",
+        f"What counts are {which} of the age of {metric.age_s:g} s, in both arms, with the feedback that had "
+        "come by then. Alarms of errors and latency count requests: where units stick to a version, they "
+        "have no such guarantee.",
+        "Assumed: docs/explanation/evidence.md, 'What is assumed'. A person's decision proves nothing.",
+    )
 
 
 def _stage(epoch: EpochTally) -> Stage:

@@ -6,6 +6,7 @@ import msgspec
 
 from interlock.core.letters import Desired, ModelDesired
 from interlock.core.model import Model, Version
+from interlock.core.policy import Share
 from interlock.core.route import Arm, Mirror, Route, single
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import mirror_of
@@ -52,12 +53,15 @@ def _model(row: ModelRow) -> ModelDesired | None:
     if begun is not None and begun.state is ReleaseState.ROLLING_BACK and row.live is not None:
         begun = None
     # Where the ledger has lost a version's record there is nothing to load; the others go on.
-    named = [r for r in (row.live, begun) if r is not None and r.number in row.versions]
-    if not named:
-        return None
+    asked = [(r.number, r.id) for r in (row.live, begun) if r is not None]
+    if begun is not None and not _is_switched(begun):
+        asked += [(arm.version, begun.id) for arm in _shares(begun)]
     releases: dict[str, int] = {}
-    for release in named:
-        releases[release.number] = max(release.id, releases.get(release.number, 0))
+    for number, id in asked:
+        if number in row.versions:
+            releases[number] = max(id, releases.get(number, 0))
+    if not releases:
+        return None
     return ModelDesired(
         model=row.model,
         versions=tuple(row.versions[number] for number in releases),
@@ -67,7 +71,7 @@ def _model(row: ModelRow) -> ModelDesired | None:
 
 
 def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
-    switched = begun is not None and begun.state in (ReleaseState.SWITCHING, ReleaseState.KEEPING)
+    switched = begun is not None and _is_switched(begun)
     release = begun if switched else row.live
     if release is None or release.number not in row.versions:
         return None
@@ -79,14 +83,28 @@ def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
         release=begun.id,
         epoch=begun.epoch,
         salt=f"{row.model.name}:{begun.id}",
-        arms=(
-            Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight),
-            Arm(CANDIDATE, "candidate", begun.number, begun.weight),
-        ),
+        arms=(Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight), *_candidates(begun)),
         mirror=_mirror(begun),
         sticky=begun.policy is not None and begun.policy.is_sticky,
         unit_field=None if begun.policy is None else begun.policy.unit_field,
     )
+
+
+def _candidates(begun: ReleaseRow) -> Iterable[Arm]:
+    shares = _shares(begun)
+    if not shares:
+        yield Arm(CANDIDATE, "candidate", begun.number, begun.weight)
+    for index, arm in enumerate(shares, start=CANDIDATE):
+        # All have their shares, or none has while the test waits for a person.
+        yield Arm(index, f"candidate-{index}", arm.version, arm.weight if begun.weight else 0.0)
+
+
+def _is_switched(begun: ReleaseRow) -> bool:
+    return begun.state in (ReleaseState.SWITCHING, ReleaseState.KEEPING)
+
+
+def _shares(begun: ReleaseRow) -> tuple[Share, ...]:
+    return begun.policy.arms if begun.policy is not None else ()
 
 
 def _mirror(begun: ReleaseRow) -> Mirror | None:

@@ -21,10 +21,11 @@ from interlock.evidence.combine import requests_needed
 from interlock.evidence.epochs import Epoch
 from interlock.evidence.exceedance import LEVELS
 from interlock.evidence.mixture import last_rejected, log_threshold
-from interlock.rollout import memory_gate, paired_gates
+from interlock.rollout import memory_gate, metrics, paired_gates
 from interlock.rollout.judgement import BUDGET_ALPHA, Gate, Judgement, Kind, alarm, as_log10
 from interlock.rollout.memory import MemoryView
-from interlock.rollout.tally import OBJECTIVE, ArmTally, EpochTally
+from interlock.rollout.metrics import MetricTally
+from interlock.rollout.tally import CANDIDATE, OBJECTIVE, ArmTally, EpochTally
 
 PROVED_LEVEL = 0.95
 """The latency quantile that must be proved where the user names no objective."""
@@ -50,18 +51,22 @@ def judge(
     load: Load | None = None,
     ratio_since: int = 0,
     answers: bool = True,
+    scored: Sequence[MetricTally] = (),
+    arm: int = CANDIDATE,
     memory: MemoryView | None = None,
 ) -> Judgement:
     """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
     this number are no evidence of a mismatch any more, since a person has looked at it. Not `answers`: a
-    shadow, of which only pairs tell. `memory` None: it is not known; else nothing is proved before it has
-    been judged."""
+    shadow, of which only pairs tell. `scored`: what feedback says, of the candidate whose arm has this
+    index. `memory` None: it is not known; else nothing is proved before it has been judged."""
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
     threshold = log_threshold(policy.alpha, _number_of_alarms(policy))
     gates = [*_alarms(epochs, bad, policy, threshold), *paired_gates.alarms(epochs, policy, threshold)]
     if answers:
         gates += _holds(epochs, policy, load, ratio_since)
-        proofs = _proofs(epochs, policy)
+        proofs = [] if policy.arms else _proofs(epochs, policy)
+        for gate in _metric_gates(epochs, policy, scored, threshold, arm):
+            (proofs if gate.kind is Kind.PROMOTION else gates).append(gate)
     else:
         gates.append(paired_gates.slow_shadow(epochs, policy))
         proofs = [paired_gates.copies_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
@@ -88,6 +93,20 @@ def judge(
         requests_needed=max(known) if known and len(known) == len(needed) else None,
         pairs=pairs,
     )
+
+
+def _metric_gates(
+    epochs: Sequence[EpochTally], policy: Policy, scored: Sequence[MetricTally], threshold: float, arm: int
+) -> list[Gate]:
+    weights = {epoch.number: epoch.weight for epoch in epochs}
+    of = {tally.name: tally for tally in scored}
+    found: list[Gate] = []
+    for metric in policy.metrics:
+        mine = of.get(metric.name, MetricTally(metric.name))
+        found += metrics.gates(metric, mine, weights, threshold, log_threshold(policy.alpha), arm)
+        if policy.arms and metric is policy.metrics[0]:
+            found.append(metrics.better(metric, mine, weights, policy.alpha, arm))
+    return found
 
 
 def excess_most(epochs: Sequence[EpochTally], policy: Policy, alpha: float) -> float:
@@ -137,7 +156,7 @@ def _levels(policy: Policy) -> tuple[float, ...]:
 
 
 def _number_of_alarms(policy: Policy) -> int:
-    return 1 + len(_levels(policy)) + paired_gates.number_of_alarms(policy)
+    return 1 + len(_levels(policy)) + len(policy.metrics) + paired_gates.number_of_alarms(policy)
 
 
 def _alarms(

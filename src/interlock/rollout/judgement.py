@@ -46,7 +46,8 @@ class Judgement(msgspec.Struct, frozen=True):
     `excess_most`: the candidate's rate of bad answers less the incumbent's is at most this, at all looks
     together (confidence 1 - `BUDGET_ALPHA`). `harm`: about how many more requests of clients failed than the
     incumbent would have failed; with a shield, how many it could not help. `requests_needed`: the greatest of
-    the promotion gates'. `pairs`: the requests that both versions ran.
+    the promotion gates'. `pairs`: the requests that both versions ran. `winner`: of an A/B test, the version
+    that is to be promoted.
     """
 
     gates: tuple[Gate, ...]
@@ -61,6 +62,7 @@ class Judgement(msgspec.Struct, frozen=True):
     harm: float
     requests_needed: float | None
     pairs: PairCounts = PairCounts()
+    winner: str = ""
 
     @property
     def verdict(self) -> Verdict:

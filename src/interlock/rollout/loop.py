@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -17,7 +18,8 @@ from interlock.registry.ledger import Ledger
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.gate import Load
-from interlock.rollout.memory import Memory, MemoryView, Watch
+from interlock.rollout.memory import Memory, Watch
+from interlock.rollout.metrics import MetricTally, Scores, Values
 from interlock.rollout.plan import (
     BLUE_GREEN,
     COMPARED,
@@ -25,13 +27,14 @@ from interlock.rollout.plan import (
     Action,
     Hold,
     Pause,
+    Promote,
     Weight,
     as_record,
     next_action,
     policy_of,
 )
-from interlock.rollout.snapshot import Limits, RampView, Snapshot, view_of
-from interlock.rollout.tally import next_cuts, sent_in_all, tally
+from interlock.rollout.snapshot import Limits, RampView, Snapshot, Variant, WorkerView, view_of
+from interlock.rollout.tally import next_cuts, sent_by_arm, sent_in_all, tally, tally_all
 
 log = logging.getLogger("interlock.rollout")
 
@@ -44,9 +47,17 @@ RAMP_TICK_S = 0.1
 RATE_OVER_S = 10.0
 RATE_AT_LEAST_S = 1.0
 """Over how long the traffic of a model is measured, at most and at least."""
+WRITTEN_WITHIN_S = 1.0
+"""A worker notes when feedback came, and then writes it down: within this, whatever keeps it from a core."""
 _GATHERING = (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
 
 Counts = Callable[[], Mapping[ArmKey, ArmCounts]]
+
+
+class Feedback(Values, Protocol):
+    """Where feedback is kept. `take_in` makes all that came by now visible to `scored`."""
+
+    def take_in(self) -> int: ...
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -64,8 +75,8 @@ class RolloutLoop:
     Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
     word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
     process lately under the release that asks for it; `memory` reads what its process, or (None) the workers,
-    hold. `on_end` gets each release by evidence that was open
-    and has ended, whoever ended it. `step` runs in a thread, one at a time, and calls them all from there.
+    hold. `on_end` gets each release by evidence that was open and has ended, whoever ended it. `feedback` is
+    where metrics are read. `step` runs in a thread, one at a time, and calls them all from there.
     """
 
     def __init__(
@@ -79,6 +90,7 @@ class RolloutLoop:
         crashes: Callable[[Version], int] = lambda version: 0,
         on_end: Callable[[ReleaseRow], None] = lambda row: None,
         memory: Memory = lambda version: None,
+        feedback: Feedback | None = None,
         now_s: Callable[[], float] = time.time,
         clock: Clock = monotonic,
     ) -> None:
@@ -92,6 +104,8 @@ class RolloutLoop:
         self._crashes = crashes
         self._on_end = on_end
         self._memory = Watch(memory)
+        self._feedback = feedback
+        self._scores: dict[tuple[int, str], Scores] = {}
         self._now_s = now_s
         self._clock = clock
         self._wake = asyncio.Event()
@@ -193,11 +207,14 @@ class RolloutLoop:
     def _row(self, model: Model, open_release: ReleaseRow | None) -> ModelRow:
         live = self._ledger.live(model.name)
         versions: dict[str, Version] = {}
-        for release in (live, open_release):
-            if release is not None and release.number not in versions:
-                version = self._ledger.version(model.name, release.number)
+        named = [release.number for release in (live, open_release) if release is not None]
+        if open_release is not None:
+            named += [arm.version for arm in policy_of(open_release).arms]
+        for number in named:
+            if number not in versions:
+                version = self._ledger.version(model.name, number)
                 if version is not None:
-                    versions[release.number] = version
+                    versions[number] = version
         settled = msgspec.structs.replace(model, settings=self._settle(model))
         return ModelRow(
             settled,
@@ -225,6 +242,7 @@ class RolloutLoop:
                 time_s=now_s,
                 was=row,
                 epoch=_epoch_after(row, action, now_s),
+                number=action.number if isinstance(action, Promote) else None,
             )
         except LedgerError:
             now = self._ledger.release(row.id)
@@ -245,10 +263,6 @@ class RolloutLoop:
         now_s = self._clock()
         since_s, revision = self._entered(row, now_s)
         version = self._ledger.version(row.model, row.number)
-        supervisor = reports.get("supervisor")
-        quarantined = None
-        if supervisor is not None and version is not None and supervisor.seen_revision >= revision:
-            quarantined = supervisor.quarantined.get(version.key)
         live = self._ledger.live(row.model)
         return Snapshot(
             release=row,
@@ -256,13 +270,29 @@ class RolloutLoop:
             digest="" if version is None else version.digest,
             revision=revision,
             waited_s=now_s - since_s,
-            workers=tuple(
-                view_of(name, reports.get(name), row.model, row.number) for name in self._node.workers
-            ),
-            quarantined=quarantined,
+            workers=self._workers(row.model, row.number, reports),
+            quarantined=_quarantined(version, revision, reports),
             limits=self._node.limits,
             ramp=self._ramp(row, live, version, counts, now_s) if _is_counted(row) else None,
+            variants=tuple(self._variants(row, revision, reports)),
         )
+
+    def _variants(self, row: ReleaseRow, revision: int, reports: Mapping[str, Report]) -> Iterator[Variant]:
+        """The candidates of an A/B test beyond the first, while there are several."""
+        if row.state not in (ReleaseState.PREPARING, ReleaseState.RAMPING, ReleaseState.PAUSED):
+            return
+        for arm in policy_of(row).arms[1:]:
+            version = self._ledger.version(row.model, arm.version)
+            yield Variant(
+                arm.version,
+                "" if version is None else version.digest,
+                self._workers(row.model, arm.version, reports),
+                _quarantined(version, revision, reports),
+                0 if version is None else self._crashes(version),
+            )
+
+    def _workers(self, model: str, number: str, reports: Mapping[str, Report]) -> tuple[WorkerView, ...]:
+        return tuple(view_of(name, reports.get(name), model, number) for name in self._node.workers)
 
     def _ramp(
         self,
@@ -283,27 +313,45 @@ class RolloutLoop:
         if live is None or version is None or row.strategy not in COMPARED:
             return view
         places = 1 if version.placement is Placement.EXECUTOR else len(self._node.workers)
+        epochs, arms = self._ledger.epochs(row.id), policy_of(row).arms
+        if arms:
+            first, *others = tally_all(row, arms, live.number, epochs, counts)
+        else:
+            first, others = tally(row, live.number, epochs, counts), []
         return msgspec.structs.replace(
             view,
-            epochs=tally(row, live.number, self._ledger.epochs(row.id), counts),
+            epochs=first,
+            others=tuple(others),
             next_cuts=next_cuts(policy_of(row), live, row, counts),
             crashes=self._crashes(version),
             load=None if rate_per_s is None else Load(rate_per_s, places, version.profile.batch_s),
-            memory=self._memory_of(row, live, version, counts, rate_per_s),
+            scored=self._scored(row, live.number, epochs, counts),
+            memory=self._memory.views(row, live, self._ledger.version, counts, rate_per_s, now_s),
         )
 
-    def _memory_of(
+    def _scored(
         self,
         row: ReleaseRow,
-        live: ReleaseRow,
-        version: Version,
+        live: str,
+        epochs: Sequence[RampEpoch],
         counts: Mapping[ArmKey, ArmCounts],
-        rate_per_s: float | None,
-    ) -> MemoryView | None:
-        if row.state not in (ReleaseState.RAMPING, ReleaseState.PAUSED):
-            return None
-        incumbent = self._ledger.version(row.model, live.number)
-        return self._memory.view(row.id, version, incumbent, counts, rate_per_s, self._clock())
+    ) -> tuple[MetricTally, ...]:
+        policy = policy_of(row)
+        if self._feedback is None or not policy.metrics:
+            return ()
+        now_ms = int((self._now_s() - WRITTEN_WITHIN_S) * 1000)
+        self._feedback.take_in()  # all that came until then is in the database now
+        versions = [live, *([arm.version for arm in policy.arms] or [row.number])]
+        # Of units that stick to an arm one value counts each; how many units asked is not known.
+        asked = {} if policy.is_sticky else sent_by_arm(row, versions, epochs, counts)
+        self._scores = {key: one for key, one in self._scores.items() if key[0] in {r.id for r in self._open}}
+        found = []
+        for metric in policy.metrics:
+            key = row.id, metric.name
+            if key not in self._scores:
+                self._scores[key] = Scores(row.id, metric, len(versions))
+            found.append(self._scores[key].look(self._feedback, now_ms, asked))
+        return tuple(found)
 
     def _entered(self, row: ReleaseRow, now_s: float) -> tuple[float, int]:
         """When this loop first saw the release in its state and epoch, and the revision that told the
@@ -319,6 +367,13 @@ class RolloutLoop:
             self._memory.forget(still_open)
             self._states[row.id] = entered
         return entered[1], entered[2]
+
+
+def _quarantined(version: Version | None, revision: int, reports: Mapping[str, Report]) -> str | None:
+    supervisor = reports.get("supervisor")
+    if supervisor is None or version is None or supervisor.seen_revision < revision:
+        return None
+    return supervisor.quarantined.get(version.key)
 
 
 def _is_counted(row: ReleaseRow) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 
 from interlock.core.model import Placement, Version
 from interlock.core.state import ArmCounts, ArmKey
+from interlock.registry.rows import ReleaseRow, ReleaseState
 
 MOST_POINTS = 48
 """Of one track: it is in every logged decision."""
@@ -121,7 +122,7 @@ class Watch:
         self._before: list[Track] = []
         self._most: dict[int, int] = {}
         self._tracks: dict[int, dict[str, Track]] = {}
-        self._begun: dict[int, tuple[float, float | None]] = {}
+        self._begun: dict[tuple[int, str], tuple[float, float | None]] = {}
 
     def look(self, now_s: float) -> None:
         """Note the workers' memory; while no release is open."""
@@ -143,8 +144,29 @@ class Watch:
         """Drop what is remembered of releases that have ended."""
         kept = set(open_releases)
         self._tracks = {id: tracks for id, tracks in self._tracks.items() if id in kept}
-        self._begun = {id: begun for id, begun in self._begun.items() if id in kept}
+        self._begun = {key: begun for key, begun in self._begun.items() if key[0] in kept}
         self._most = {id: most for id, most in self._most.items() if id in kept}
+
+    def views(
+        self,
+        row: ReleaseRow,
+        live: ReleaseRow,
+        version_of: Callable[[str, str], Version | None],
+        counts: Mapping[ArmKey, ArmCounts],
+        rate_per_s: float | None,
+        now_s: float,
+    ) -> tuple[MemoryView | None, ...]:
+        """The views of all candidates of a release, empty unless they run; `version_of` finds the record of a
+        model's version."""
+        if row.state not in (ReleaseState.RAMPING, ReleaseState.PAUSED):
+            return ()
+        arms = row.policy.arms if row.policy is not None else ()
+        numbers = [arm.version for arm in arms] or [row.number]
+        incumbent = version_of(row.model, live.number)
+        return tuple(
+            None if version is None else self.view(row.id, version, incumbent, counts, rate_per_s, now_s)
+            for version in [version_of(row.model, number) for number in numbers]
+        )
 
     def view(
         self,
@@ -162,9 +184,10 @@ class Watch:
             return None
         tracks = self._tracks.setdefault(release, {})
         track = self._added(tracks, candidate, process, counts)
-        before = self._begun.get(release)
+        key = release, candidate.key
+        before = self._begun.get(key)
         if before is None or len(track.points) == 1:
-            before = self._begun[release] = (now_s, before[1] if before else self._growth_before())
+            before = self._begun[key] = (now_s, before[1] if before else self._growth_before())
         view = MemoryView(
             place="executor" if in_executor else "workers",
             process=process,

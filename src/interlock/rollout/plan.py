@@ -12,23 +12,26 @@ where only a person can tell. Its first epoch is a shadow where the versions all
 copies, and gets its first requests when it is known to fail hardly more often.
 
 Strategy `shadow`: preparing -> ramping at weight 0 -> passed, when the copies prove it, or rolling_back.
+
+Strategy `ab`: preparing -> ramping at fixed weights -> switching, when feedback proves one candidate better
+than the live version; or -> rolling_back, when one is proved worse in anything. Nothing is copied.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from interlock.core.letters import VersionState
 from interlock.core.policy import Policy, Undecided
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
+from interlock.rollout.ab import judge_all, proofs
 from interlock.rollout.forecast import forecast, in_words
 from interlock.rollout.gate import judge
 from interlock.rollout.judgement import Judgement, Kind
 from interlock.rollout.paired_gates import copies_excess_most, needed_to_clear
 from interlock.rollout.ramp import CLEAR_MARGINS, Allowance, allowance
-from interlock.rollout.snapshot import Snapshot, WorkerView
+from interlock.rollout.readiness import broken, candidates, not_ready, not_switched, what_stays
+from interlock.rollout.snapshot import Snapshot
 
 DECISION = 5
 """Number of this decision code, logged with each decision: a replay compares like with like."""
@@ -38,8 +41,9 @@ ROLLBACK = "rollback"
 BLUE_GREEN = "blue-green"
 CANARY = "canary"
 SHADOW = "shadow"
+AB = "ab"
 """Strategies. Without a live version there is nothing to compare with: a canary then is as `now`."""
-COMPARED = (CANARY, SHADOW)
+COMPARED = (CANARY, SHADOW, AB)
 """Those that are decided by evidence."""
 
 DWELL_S = 2.0
@@ -81,9 +85,10 @@ class Pause(msgspec.Struct, frozen=True, tag="pause"):
 
 
 class Promote(msgspec.Struct, frozen=True, tag="promote"):
-    """The evidence lets it through: point the route at it."""
+    """The evidence lets it through: point the route at it. `number`: which one, of several candidates."""
 
     reason: str
+    number: str | None = None
 
 
 class Pass(msgspec.Struct, frozen=True, tag="pass"):
@@ -153,14 +158,18 @@ def judged(snapshot: Snapshot) -> Judgement | None:
     """What the gates say in a snapshot; None where there is nothing to judge."""
     if snapshot.ramp is None:
         return None
-    row = snapshot.release
+    row, ramp = snapshot.release, snapshot.ramp
+    if row.strategy == AB:
+        each = (ramp.epochs, *ramp.others)
+        return judge_all(each, policy_of(row), ramp.load, row.resumed_epoch, ramp.scored, ramp.memory)
     return judge(
-        snapshot.ramp.epochs,
+        ramp.epochs,
         policy_of(row),
-        snapshot.ramp.load,
+        ramp.load,
         row.resumed_epoch,
         row.strategy != SHADOW,
-        snapshot.ramp.memory,
+        ramp.scored,
+        memory=ramp.memory[0] if ramp.memory else None,
     )
 
 
@@ -182,38 +191,45 @@ def allowed(snapshot: Snapshot, judgement: Judgement) -> Allowance:
 
 
 def _prepare(snapshot: Snapshot) -> Action:
-    if broken := _broken(snapshot):
-        return Fail(f"{broken}; {_what_stays(snapshot)}")
-    waiting = [f"{w.process} {why}" for w in snapshot.workers if (why := _not_ready(snapshot, w)) is not None]
+    if fault := broken(snapshot):
+        return Fail(f"{fault}; {what_stays(snapshot)}")
+    waiting = [
+        f"{w.process} {why}"
+        for one in candidates(snapshot)
+        for w in one.workers
+        if (why := not_ready(one, w)) is not None
+    ]
     if not waiting:
         return _begin(snapshot)
     if snapshot.waited_s > snapshot.limits.load_s:
         limit = f"not ready everywhere within {snapshot.limits.load_s:g} s"
-        return Fail(f"{limit}: {', '.join(waiting)}; {_what_stays(snapshot)}")
+        return Fail(f"{limit}: {', '.join(waiting)}; {what_stays(snapshot)}")
     return Hold(", ".join(waiting))
 
 
 def _switch(snapshot: Snapshot) -> Action:
-    if broken := _broken(snapshot):
-        return Fail(f"{broken}; {_what_stays(snapshot)}")
+    if fault := broken(snapshot):
+        return Fail(f"{fault}; {what_stays(snapshot)}")
     waiting = [
-        f"{w.process} {why}" for w in snapshot.workers if (why := _not_switched(snapshot, w)) is not None
+        f"{w.process} {why}" for w in snapshot.workers if (why := not_switched(snapshot, w)) is not None
     ]
     if not waiting:
         keep_s = policy_of(snapshot.release).keep_s
         return Keep() if keep_s > 0 and snapshot.live is not None else Finish()
     if snapshot.waited_s > snapshot.limits.switch_s:
         limit = f"not routed everywhere within {snapshot.limits.switch_s:g} s"
-        return Fail(f"{limit}: {', '.join(waiting)}; {_what_stays(snapshot)}")
+        return Fail(f"{limit}: {', '.join(waiting)}; {what_stays(snapshot)}")
     return Hold(", ".join(waiting))
 
 
 def _begin(snapshot: Snapshot) -> Action:
-    if snapshot.release.strategy == SHADOW and snapshot.live is None:
-        return Fail("nothing is live, so there are no requests to copy; release it with --now or as a canary")
+    if snapshot.release.strategy in (SHADOW, AB) and snapshot.live is None:
+        return Fail("nothing is live, so there is nothing to compare with; release it with --now")
     if snapshot.release.strategy not in COMPARED or snapshot.live is None:
         return Switch()
     ramp = snapshot.ramp
+    if snapshot.release.strategy == AB:
+        return _give_shares(snapshot, "the shares of the test")
     if policy_of(snapshot.release).shadow:
         return Weight(0.0, ramp.next_cuts if ramp is not None else (), "a shadow: it runs copies")
     if ramp is None or (ramp.rate_per_s is None and snapshot.waited_s <= snapshot.limits.load_s):
@@ -222,7 +238,7 @@ def _begin(snapshot: Snapshot) -> Action:
     assert judgement is not None
     found = allowed(snapshot, judgement)
     if found.weight == 0.0:
-        return Fail(f"{_too_little(snapshot, found)}; {_what_stays(snapshot)}")
+        return Fail(f"{_too_little(snapshot, found)}; {what_stays(snapshot)}")
     return Weight(found.weight, ramp.next_cuts, "the first step")
 
 
@@ -235,18 +251,16 @@ def _ramp(snapshot: Snapshot) -> Action:
         return Hold("it has not been counted yet")
     if judgement.hold and not (row.strategy == SHADOW and row.resumed_s is not None):
         return Pause(judgement.hold, weight=0.0)
+    if row.strategy == AB:
+        return _test(snapshot, judgement)
     if judgement.proved:
-        proofs = "; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION)
+        proved = "; ".join(gate.message for gate in judgement.gates if gate.kind is Kind.PROMOTION)
         if row.strategy == SHADOW:
-            return Pass(proofs)
+            return Pass(proved)
         if judgement.candidate_requests >= LEAST_SERVED:
-            return Promote(proofs)
-    since_s = ramp.epochs[0].started_s if ramp.epochs else ramp.now_s
-    if row.resumed_s is not None:
-        since_s = row.resumed_s
-    if ramp.now_s - since_s > policy.time_limit_s:
-        reason = f"undecided after {policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
-        return RollBack(reason) if policy.undecided is Undecided.ROLL_BACK else Pause(reason)
+            return Promote(proved)
+    if (over := _time_over(snapshot, judgement)) is not None:
+        return over
     if row.weight == 0.0 and (waiting := _in_shadow(snapshot, judgement)):
         return Hold(waiting)
     found = allowed(snapshot, judgement)
@@ -265,6 +279,36 @@ def _ramp(snapshot: Snapshot) -> Action:
         if ramp.epochs and len(ramp.next_cuts) > len(ramp.epochs[-1].cuts):
             return Weight(row.weight, ramp.next_cuts, "enough latencies for more cuts")
     return Hold(forecast(judgement, ramp.rate_per_s))
+
+
+def _time_over(snapshot: Snapshot, judgement: Judgement) -> Action | None:
+    ramp, row, policy = snapshot.ramp, snapshot.release, policy_of(snapshot.release)
+    assert ramp is not None
+    since_s = ramp.epochs[0].started_s if ramp.epochs else ramp.now_s
+    if row.resumed_s is not None:
+        since_s = row.resumed_s
+    if ramp.now_s - since_s <= policy.time_limit_s:
+        return None
+    reason = f"undecided after {policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
+    return RollBack(reason) if policy.undecided is Undecided.ROLL_BACK else Pause(reason)
+
+
+def _test(snapshot: Snapshot, judgement: Judgement) -> Action:
+    """The next step of an A/B test against which nothing is proved."""
+    row, policy, ramp = snapshot.release, policy_of(snapshot.release), snapshot.ramp
+    assert ramp is not None
+    if row.weight == 0.0:
+        return _give_shares(snapshot, "resumed")
+    if judgement.winner and judgement.candidate_requests >= LEAST_SERVED:
+        return Promote(proofs(judgement, policy), judgement.winner)
+    if (over := _time_over(snapshot, judgement)) is not None:
+        return over
+    return Hold(forecast(judgement, ramp.rate_per_s))
+
+
+def _give_shares(snapshot: Snapshot, reason: str) -> Weight:
+    total = sum(arm.weight for arm in policy_of(snapshot.release).arms)
+    return Weight(total, snapshot.ramp.next_cuts if snapshot.ramp is not None else (), reason)
 
 
 def _in_shadow(snapshot: Snapshot, judgement: Judgement) -> str:
@@ -294,17 +338,18 @@ def _pause(snapshot: Snapshot) -> Action:
 
 def _against(snapshot: Snapshot) -> str:
     """Why the candidate must go at once; "" while nothing is proved against it."""
-    if broken := _broken(snapshot):
-        return broken
-    if snapshot.ramp is not None and snapshot.ramp.crashes:
-        return f"version {snapshot.release.number} ended its process {snapshot.ramp.crashes} times"
+    if why := broken(snapshot):
+        return why
+    for one in candidates(snapshot):
+        if one.ramp is not None and one.ramp.crashes:
+            return f"version {one.release.number} ended its process {one.ramp.crashes} times"
     judgement = judged(snapshot)
     return "" if judgement is None else judgement.rollback
 
 
 def _keep(snapshot: Snapshot) -> Action:
-    if broken := _broken(snapshot):
-        return RollBack(broken)
+    if why := broken(snapshot):
+        return RollBack(why)
     keep_s = policy_of(snapshot.release).keep_s
     kept_s = snapshot.waited_s
     if snapshot.ramp is not None:  # across restarts of control
@@ -317,7 +362,7 @@ def _keep(snapshot: Snapshot) -> Action:
 def _roll_back(snapshot: Snapshot) -> Action:
     # A worker swaps its route in the same step in which it reads of it: the incumbent is in memory.
     late = [w.process for w in snapshot.workers if not w.connected or w.seen_revision < snapshot.revision]
-    reason, stays = snapshot.release.reason or "rolled back", _what_stays(snapshot)
+    reason, stays = snapshot.release.reason or "rolled back", what_stays(snapshot)
     if not late:
         return Fail(f"{reason}; {stays}")
     if snapshot.waited_s > snapshot.limits.switch_s:
@@ -332,47 +377,6 @@ def _too_little(snapshot: Snapshot, found: Allowance) -> str:
         f"{policy.margin:.2%} allows {found.requests or 0:.0f} more requests; resume it with a larger "
         "--budget, promote it or abort it"
     )
-
-
-def _broken(snapshot: Snapshot) -> str:
-    """Why the version can never become ready; "" while it may."""
-    if snapshot.quarantined is not None:
-        return f"version {snapshot.release.number} is quarantined: {snapshot.quarantined}"
-    return ", ".join(_failures(snapshot))
-
-
-def _failures(snapshot: Snapshot) -> Iterable[str]:
-    for worker in snapshot.workers:
-        status = worker.status
-        # What a worker said before it read this release's Desired may be about an earlier try.
-        if not worker.connected or worker.seen_revision < snapshot.revision or status is None:
-            continue
-        if status.digest == snapshot.digest and status.state in (
-            VersionState.FAILED,
-            VersionState.QUARANTINED,
-        ):
-            yield f"{worker.process}: {status.reason or status.state}"
-
-
-def _not_ready(snapshot: Snapshot, worker: WorkerView) -> str | None:
-    if not worker.connected:
-        return "is not connected"
-    if worker.seen_revision < snapshot.revision:
-        return "has not read of it yet"
-    if worker.status is None or worker.status.digest != snapshot.digest:
-        return "has not begun"
-    return None if worker.status.state is VersionState.READY else f"is {worker.status.state}"
-
-
-def _not_switched(snapshot: Snapshot, worker: WorkerView) -> str | None:
-    why = _not_ready(snapshot, worker)
-    if why is not None or worker.revision >= snapshot.revision:
-        return why
-    return None if snapshot.waited_s >= snapshot.limits.settle_s else "has not switched yet"
-
-
-def _what_stays(snapshot: Snapshot) -> str:
-    return "nothing is live" if snapshot.live is None else f"version {snapshot.live.number} stays live"
 
 
 def as_record(snapshot: Snapshot, action: Action) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.gate import Load
 from interlock.rollout.memory import MemoryView
+from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import EpochTally
 
 
@@ -36,7 +37,9 @@ class RampView(msgspec.Struct, frozen=True):
     """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
     their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
     those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
-    this release; `load` and `memory` what is estimated from, None while they are not known."""
+    this release; `load` what the utilisation is projected from; `scored` what feedback says; `others` the
+    epochs of the candidates of an A/B test beyond the first; `memory` what each candidate's process held,
+    None where that is not known."""
 
     now_s: float
     epochs: tuple[EpochTally, ...] = ()
@@ -44,7 +47,19 @@ class RampView(msgspec.Struct, frozen=True):
     next_cuts: tuple[Cut, ...] = ()
     crashes: int = 0
     load: Load | None = None
-    memory: MemoryView | None = None
+    scored: tuple[MetricTally, ...] = ()
+    others: tuple[tuple[EpochTally, ...], ...] = ()
+    memory: tuple[MemoryView | None, ...] = ()
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """A candidate of an A/B test beyond the first: what a snapshot says of the first one."""
+
+    number: str
+    digest: str
+    workers: tuple[WorkerView, ...]
+    quarantined: str | None = None
+    crashes: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -62,6 +77,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     quarantined: str | None = None
     limits: Limits = Limits()
     ramp: RampView | None = None
+    variants: tuple[Variant, ...] = ()
 
 
 def view_of(process: str, report: Report | None, model: str, number: str) -> WorkerView:

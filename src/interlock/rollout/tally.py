@@ -12,7 +12,7 @@ from math import log
 
 import msgspec
 
-from interlock.core.policy import Policy
+from interlock.core.policy import Policy, Share
 from interlock.core.route import COPY_ARM
 from interlock.core.state import BOUNDS_S, ArmCounts, ArmKey, Histogram, PairCounts
 from interlock.evidence.exceedance import Cut, above, cuts
@@ -79,23 +79,74 @@ def tally(
     row: ReleaseRow, live: str, epochs: Sequence[RampEpoch], counts: Mapping[ArmKey, ArmCounts]
 ) -> tuple[EpochTally, ...]:
     """The epochs of a release with what both arms did; `live` is the incumbent's number."""
+    return _of_arm(row, live, row.number, CANDIDATE, [(epoch, epoch.weight) for epoch in epochs], counts)
 
+
+def tally_all(
+    row: ReleaseRow,
+    arms: Sequence[Share],
+    live: str,
+    epochs: Sequence[RampEpoch],
+    counts: Mapping[ArmKey, ArmCounts],
+) -> tuple[tuple[EpochTally, ...], ...]:
+    """The epochs of an A/B test, for each candidate with the incumbent alone: its weight is that among the
+    two."""
+    left = 1.0 - sum(arm.weight for arm in arms)
+    return tuple(
+        _of_arm(
+            row,
+            live,
+            arm.version,
+            index,
+            [(epoch, arm.weight / (arm.weight + left) if epoch.weight else 0.0) for epoch in epochs],
+            counts,
+        )
+        for index, arm in enumerate(arms, start=CANDIDATE)
+    )
+
+
+def sent_by_arm(
+    row: ReleaseRow,
+    versions: Sequence[str],
+    epochs: Sequence[RampEpoch],
+    counts: Mapping[ArmKey, ArmCounts],
+) -> dict[int, tuple[int, ...]]:
+    """How many requests the route gave to each arm, by epoch; `versions` are those of the arms by index."""
+
+    def sent(epoch: int, version: str, index: int) -> int:
+        one = counts.get(ArmKey(row.model, version, row.id, epoch, index), _NOTHING)
+        return one.dispatched + one.refused
+
+    return {
+        epoch.number: tuple(sent(epoch.number, version, index) for index, version in enumerate(versions))
+        for epoch in epochs
+    }
+
+
+def _of_arm(
+    row: ReleaseRow,
+    live: str,
+    number: str,
+    index: int,
+    epochs: Sequence[tuple[RampEpoch, float]],
+    counts: Mapping[ArmKey, ArmCounts],
+) -> tuple[EpochTally, ...]:
     def of(epoch: RampEpoch, version: str, index: int) -> ArmCounts:
         return counts.get(ArmKey(row.model, version, row.id, epoch.number, index), _NOTHING)
 
     return tuple(
         EpochTally(
             epoch.number,
-            epoch.weight,
+            weight,
             epoch.cuts,
             epoch.started_s,
             arm_tally(of(epoch, live, INCUMBENT), [cut.incumbent_s for cut in epoch.cuts]),
             arm_tally(mine, [cut.candidate_s for cut in epoch.cuts]),
             mine.pairs,
-            of(epoch, row.number, COPY_ARM).pairs,
+            of(epoch, number, COPY_ARM).pairs,
         )
-        for epoch in epochs
-        for mine in (of(epoch, row.number, CANDIDATE),)
+        for epoch, weight in epochs
+        for mine in (of(epoch, number, index),)
     )
 
 

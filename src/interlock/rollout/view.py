@@ -4,7 +4,7 @@ import msgspec
 
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.judgement import Judgement
-from interlock.rollout.plan import Action, Hold, allowed, judged
+from interlock.rollout.plan import AB, Action, Hold, allowed, judged
 from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import EpochTally
 
@@ -45,7 +45,11 @@ def view(snapshot: Snapshot, action: Action, now_s: float) -> RolloutView:
         rate_per_s=None if ramp is None else ramp.rate_per_s,
         epochs=() if ramp is None else ramp.epochs,
         judgement=judgement if compared else None,
-        may_send=allowed(snapshot, judgement).requests if compared and judgement is not None else None,
+        may_send=(
+            allowed(snapshot, judgement).requests
+            if compared and judgement is not None and snapshot.release.strategy != AB
+            else None
+        ),
         decided=action.__struct_config__.tag if isinstance(action.__struct_config__.tag, str) else "",
         why=action.why if isinstance(action, Hold) else getattr(action, "reason", ""),
     )

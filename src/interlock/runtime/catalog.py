@@ -3,7 +3,8 @@
 import importlib
 
 from interlock.core.errors import UnknownFormat
-from interlock.runtime.protocol import Inspector, Runtime
+from interlock.core.model import Version
+from interlock.runtime.protocol import Inspector, Loaded, Runtime
 
 RUNTIMES = {
     "onnx": "interlock.runtime.onnx",
@@ -25,6 +26,15 @@ def runtime_of(name: str) -> Runtime:
         raise UnknownFormat(f"runtime {name!r}: want one of {sorted(RUNTIMES)}") from None
     runtime: Runtime = importlib.import_module(module).runtime
     return runtime
+
+
+def with_fault(loaded: Loaded, version: Version) -> Loaded:
+    """The model as its version wants it: itself or, in a self-test, one that does wrong on purpose."""
+    if version.fault is None:
+        return loaded
+    from interlock.runtime.fault import Faulty  # no process that serves has this code in it
+
+    return Faulty(loaded, version, version.fault)
 
 
 def inspector_of(name: str) -> Inspector:

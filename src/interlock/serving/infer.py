@@ -16,11 +16,12 @@ from interlock.core.errors import (
     Unavailable,
     VersionNotFound,
 )
+from interlock.core.feedback import Feedback
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Version
-from interlock.core.request import PRIORITY_HIGH, Request, Sink, Ticket, id_prefix
+from interlock.core.request import PRIORITY_HIGH, Request, Sink, Tally, Ticket, id_prefix, unit_field
 from interlock.core.request import deadline as deadline_of
-from interlock.core.route import COPY_ARM, Arm, Mirror, Route
+from interlock.core.route import COPY_ARM, Arm, Mirror, Route, unit_position
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.serving.admission import decide
 from interlock.serving.block import INVALID, Block, Slot
@@ -40,6 +41,7 @@ class Target:
     __slots__ = (
         "_infer",
         "_prefix",
+        "_salt",
         "arm",
         "codec",
         "fixed",
@@ -70,7 +72,9 @@ class Target:
         self.slot = slot
         self.codec: Any = None
         self.unit_field = route.unit_field if arm.index != DIRECT_ARM else None
-        self.fixed = arm.index == DIRECT_ARM or (_only_arm(route) is arm and self.unit_field is None)
+        self.fixed = arm.index == DIRECT_ARM or (route.only_arm is arm and self.unit_field is None)
+        # Where units stick to an arm, their ids say which requests are of one unit.
+        self._salt = route.salt if route.sticky and len(route.arms) > 1 and arm in route.arms else None
         self._prefix = prefix
         self._infer = infer
 
@@ -81,16 +85,27 @@ class Target:
         A sink may hear of its request before this returns: why it was refused (without an id), or the answer
         where the model runs in this very turn.
         """
-        ids = self.ids()
-        tickets = self.lane.at_once(jobs, ids, self.slot)
+        tickets = None
+        if self._salt is None:
+            tickets = self.lane.at_once(jobs, self.ids(), self.slot)
         if tickets is None:
-            tickets = self.lane.start(jobs, ids, self.slot)
+            tickets = self.begin(jobs, self.slot)
             self.lane.step()
         return tickets
 
-    def ids(self) -> Iterator[bytes]:
-        """The ids of the requests that begin in this turn of the loop."""
-        return map((b"%b%x-%%x" % (self._prefix, int(time() * 1000))).__mod__, self._infer.sequence)
+    def begin(self, jobs: Sequence[tuple[Request, Sink]], tally: Tally) -> list[Ticket | None]:
+        """Give requests to the lane, counted by `tally`; its `step` runs them."""
+        if self._salt is None:
+            return list(self.lane.start(jobs, self.ids(), tally))
+        return [self.lane.start((job,), self.ids(job[0].unit), tally)[0] for job in jobs]
+
+    def ids(self, unit: bytes | None = None) -> Iterator[bytes]:
+        """The ids of the requests that begin in this turn of the loop, all of one unit."""
+        end = b""
+        if unit is not None and self._salt is not None:
+            end = b"-%x" % unit_field(unit_position(unit, self._salt))
+        form = b"%b%x-%%x%b" % (self._prefix, int(time() * 1000), end)
+        return map(form.__mod__, self._infer.sequence)
 
     def invalid(self, received_s: float) -> None:
         """A request was refused while it was decoded: the client's fault, and over."""
@@ -126,7 +141,7 @@ class _Entry:
         self.by_arm = by_arm
         self.by_number = by_number
         # With one arm, or all others at weight 0, the route has nothing to choose.
-        only = _only_arm(route)
+        only = route.only_arm
         self.only = by_arm[only.index] if only is not None else None
 
 
@@ -134,12 +149,18 @@ class Infer:
     """The front of the data plane in one worker. For its event loop; swapping a route is one assignment."""
 
     def __init__(
-        self, block: Block, origin: int, counts: Counts, repository: Repository | None = None
+        self,
+        block: Block,
+        origin: int,
+        counts: Counts,
+        repository: Repository | None = None,
+        keep: Callable[[Sequence[Feedback]], None] | None = None,
     ) -> None:
         self._block = block
         self._origin = origin
         self._counts = counts
         self._repository = repository
+        self._keep = keep
         self._entries: dict[str, _Entry] = {}
         self._known: dict[str, Model] = {}
         self._statuses: tuple[VersionStatus, ...] = ()
@@ -268,6 +289,12 @@ class Infer:
             and number in (None, key.version)
         ]
 
+    def feedback(self, items: Sequence[Feedback]) -> None:
+        """Keep all items, on disk when this returns. Raises: Unavailable, and then none of them is kept."""
+        if self._keep is None:
+            raise Unavailable("nothing keeps feedback here")
+        self._keep(items)
+
     def repository(self, action: Literal["load", "unload"], model: str) -> Awaitable[None]:
         """Ask control to load or unload. Raises: Forbidden unless the node was started with permission."""
         if self._repository is None:
@@ -368,17 +395,5 @@ class Infer:
                 return Quarantined(
                     f"version {status.number} of model '{model}' is quarantined: {status.reason}", 60.0
                 )
-        state = "; ".join(_how(status) for status in mine)
+        state = "; ".join(status.words for status in mine)
         return NotReady(f"model '{model}' is not ready: {state or 'no version is loaded yet'}")
-
-
-def _only_arm(route: Route) -> Arm | None:
-    """The arm that answers everybody; None if there are several."""
-    open_arms = [arm for arm in route.arms if arm.weight > 0.0]
-    return open_arms[0] if len(open_arms) == 1 else None
-
-
-def _how(status: VersionStatus) -> str:
-    if status.state is VersionState.READY:  # until all workers have it, no route leads to it
-        return f"version {status.number} is loaded and about to go live"
-    return f"version {status.number} is {status.state.value} {status.reason}".strip()

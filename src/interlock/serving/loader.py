@@ -14,10 +14,11 @@ from pathlib import Path
 from time import monotonic
 
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed, Quarantined
+from interlock.core.fault import check_fault
 from interlock.core.letters import Desired, VersionState, VersionStatus, executor_socket
 from interlock.core.model import Model, Placement, Version, artifact_path, digest_of
 from interlock.core.route import Route
-from interlock.runtime.catalog import runtime_of
+from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block
 from interlock.serving.executor import ExecutorPlace
@@ -297,6 +298,7 @@ class Loader:
         self._advance()
 
     async def _place(self, version: Version) -> Place:
+        check_fault(version)
         if version.placement is Placement.EXECUTOR:
             place = ExecutorPlace(
                 executor_socket(self._home, version), version, self._owner, self._executor_changed
@@ -370,7 +372,7 @@ def _load_here(home: Path, version: Version) -> Loaded:
         if isinstance(error, LoadFailed):
             raise
         raise LoadFailed(f"warm-up failed: {type(error).__name__}: {str(error)[:500]}") from error
-    return loaded
+    return with_fault(loaded, version)
 
 
 def give_memory_back() -> None:

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from interlock.core.model import ModelSettings, Version
-from interlock.core.request import PRIORITY_COPY, Request, Response, Sink, Ticket
+from interlock.core.request import PRIORITY_COPY, Request, Response, Sink, Tally, Ticket
 from interlock.core.route import Arm, Mirror, unit_position
 from interlock.serving.agreement import Agreement, Answers
 from interlock.serving.block import BAD, BETTER, DROPPED, FASTER, GOOD, SLOWER, WORSE, Slot
@@ -42,7 +42,8 @@ class Client(Protocol):
     unit_field: str | None
     version: Version
 
-    def ids(self) -> Iterator[bytes]: ...
+    def begin(self, jobs: Sequence[tuple[Request, Sink]], tally: Tally) -> list[Ticket | None]: ...
+    def ids(self, unit: bytes | None = None) -> Iterator[bytes]: ...
     def invalid(self, received_s: float) -> None: ...
     def is_first_unsent(self, version_key: str) -> bool: ...
 
@@ -114,7 +115,6 @@ class Mirrored:
         self.invalid = client.invalid
         self._client = client
         self._other = other
-        self._ids = client.ids
         self._share = share
         self._salt = f"{salt}:mirror"
         self._draw = draw
@@ -153,7 +153,7 @@ class Mirrored:
                 own.append((request, pair))
             else:
                 own.append(job)
-        begun = list(self.lane.start(own, self._ids(), self._timed))
+        begun = self._client.begin(own, self._timed)
         for index, pair in pairs:
             pair.ticket = begun[index]
             if pair.ticket is not None or shielded:
@@ -185,8 +185,8 @@ class Mirrored:
     def answering(self, copies: bool) -> None:
         self._answering = self._copies if copies else self.slot
 
-    def next_id(self) -> bytes:
-        return next(self._ids())
+    def next_id(self, unit: bytes | None) -> bytes:
+        return next(self._client.ids(unit))
 
     def rescue(self, pair: Pair) -> None:
         self._to_rescue.append(pair)

@@ -28,6 +28,7 @@ from interlock.core.letters import VersionState
 from interlock.core.request import Request, deadline
 from interlock.wire import v2_views as views
 from interlock.wire.failure import JSON, answer_failure, failure
+from interlock.wire.feedback import feedback_of
 from interlock.wire.headers import (
     JSON_LENGTH,
     PRIORITY,
@@ -95,7 +96,7 @@ class V2:
         """
         ask = self._asks.get(head.path) or self._understand(head.path)
         if ask is None:
-            return failure(NotFound(f"no such path: {_shown(head.path)}; V2 begins at /v2"))
+            return failure(NotFound(f"no such path: {_shown(head.path)}; want /v2/… or /feedback"))
         if ask.is_infer and head.method == b"POST":
             headers = head.headers
             header_length = json_length(headers[JSON_LENGTH]) if JSON_LENGTH in headers else None
@@ -282,8 +283,15 @@ class V2:
                 self._later(exchange, self._statistics(exchange, ask), "statistics")
             case Action.INDEX:
                 _answer(exchange, views.index(infer.index(), _only_ready(bytes(exchange.body))))
+            case Action.FEEDBACK:
+                self._take_feedback(exchange)
             case _:
                 self._handle_repository(exchange, ask)
+
+    def _take_feedback(self, exchange: Exchange) -> None:
+        items = feedback_of(bytes(exchange.body))
+        self._infer.feedback(items)  # all of it is kept, or it raises and nothing is
+        _answer(exchange, {"accepted": len(items)})
 
     def _handle_repository(self, exchange: Exchange, ask: Ask) -> None:
         body = _object(bytes(exchange.body))

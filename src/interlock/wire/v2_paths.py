@@ -1,4 +1,4 @@
-"""Decides what a path of the Open Inference Protocol asks for; pure."""
+"""Decides what a path of the Open Inference Protocol, or the one of feedback, asks for; pure."""
 
 from enum import IntEnum, auto
 from urllib.parse import unquote_to_bytes
@@ -20,6 +20,7 @@ class Action(IntEnum):
     INDEX = auto()
     LOAD = auto()
     UNLOAD = auto()
+    FEEDBACK = auto()
     UNSUPPORTED = auto()
 
 
@@ -36,7 +37,7 @@ class Ask(msgspec.Struct, frozen=True):
 READS = (b"GET", b"HEAD")
 """The methods of everything that is not a POST."""
 
-POSTS = frozenset((Action.INFER, Action.INDEX, Action.LOAD, Action.UNLOAD))
+POSTS = frozenset((Action.INFER, Action.INDEX, Action.LOAD, Action.UNLOAD, Action.FEEDBACK))
 
 _MODEL_TAILS = {
     (): Action.METADATA,
@@ -61,7 +62,7 @@ _SHARED_MEMORY = ("systemsharedmemory", "cudasharedmemory")
 
 
 def understand(path: bytes) -> Ask | None:
-    """What `path` (percent-escapes as sent) asks for; None if it is not one of V2's.
+    """What `path` (percent-escapes as sent) asks for; None if it is none of ours.
 
     As in Triton, the statistics of all models shadow the metadata of a model that is called 'stats'.
     >>> understand(b"/v2/models/my%20model/versions/3/infer")
@@ -71,6 +72,8 @@ def understand(path: bytes) -> Ask | None:
         parts = tuple(unquote_to_bytes(part).decode() for part in path.rstrip(b"/").split(b"/"))
     except UnicodeDecodeError:
         return None
+    if parts == ("", "feedback"):
+        return Ask(Action.FEEDBACK)
     if parts[:2] != ("", "v2"):
         return None
     parts = parts[2:]
