@@ -325,7 +325,7 @@ def test_where_there_is_no_certificate_it_says_why(ctx: Context, through_a_node:
 def test_a_record_that_cannot_be_read_is_told_in_one_line(ctx: Context) -> None:
     row = begun(ctx, SHADOW)
     newer = {"decision": 99, "snapshot": {"another": "shape"}, "action": {"type": "conjure"}}
-    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=1.0)
+    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=row.requested_s + 1.0)
     for command in ("certificate", "replay"):
         done = run(command, str(row.id))
         assert done.exit_code == 1 and "a record that this Interlock cannot read" in done.stderr

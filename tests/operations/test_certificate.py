@@ -57,8 +57,8 @@ def test_where_nothing_was_compared_nothing_is_left(ctx: Context) -> None:
 def test_a_record_of_a_newer_interlock_is_an_error_that_control_expects(ctx: Context) -> None:
     row = begun(ctx, SHADOW)
     newer = {"decision": 99, "snapshot": {"another": "shape"}, "action": {"type": "conjure"}}
-    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=1.0)
-    row = ctx.ledger.advance(row.id, ReleaseState.FAILED, "x", time_s=2.0)
+    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=row.requested_s + 1.0)
+    row = ctx.ledger.advance(row.id, ReleaseState.FAILED, "x", time_s=row.requested_s + 2.0)
     for attempt in (lambda: leave_certificate(ctx, row), lambda: certificate(ctx, row.id)):
         with pytest.raises(LedgerError, match="cannot read"):
             attempt()
@@ -69,3 +69,17 @@ def test_a_log_longer_than_a_page_is_read_to_its_end(ctx: Context, monkeypatch: 
     row, late = a_shadow(ctx, GOOD), a_shadow(ctx, BAD)
     assert {event.body["release"] for event in events_of(ctx, late)} == {late.id}
     assert (certificate(ctx, row.id).decisions, certificate(ctx, late.id).decisions) == (3, 4)
+
+
+def test_a_certificate_of_another_ledger_is_kept_beside_the_new_one(ctx: Context) -> None:
+    row = a_shadow(ctx, GOOD)
+    path = leave_certificate(ctx, row)
+    assert path is not None
+    stated = path.with_suffix(".json")
+    stated.write_bytes(stated.read_bytes().replace(b'"iris"', b'"elsewhere"', 1))
+    path.write_text("of another ledger")
+    assert leave_certificate(ctx, row) == path and "of another ledger" not in path.read_text()
+    (kept,) = (one for one in path.parent.glob(f"release-{row.id}-*.md"))
+    assert kept.read_text() == "of another ledger" and kept.with_suffix(".json").exists()
+    before = path.stat().st_mtime_ns
+    assert leave_certificate(ctx, row) == path and path.stat().st_mtime_ns == before

@@ -113,7 +113,6 @@ class Control:
             self._event_loop.add_signal_handler(number, handler)
         self._event_loop.add_reader(self._args.lifeline_fd, self._on_lifeline)
         await self._server.start()
-        self.certify_missed()
         admin = self._admin()
         parts = [
             asyncio.create_task(self._beat(), name="heartbeat"),
@@ -124,6 +123,7 @@ class Control:
             asyncio.create_task(self._leave.wait(), name="leave"),
             asyncio.create_task(self._take_feedback(), name="feedback"),
         ]
+        self._tasks.add(asyncio.create_task(asyncio.to_thread(self.certify_missed)))
         # Not in the loop's pool, for which the end of the process would wait.
         threading.Thread(target=self._import_registry, name="import", daemon=True).start()
         log.info("up", extra=logs.fields(admin_port=self._config.admin_port))

@@ -131,7 +131,7 @@ def parse_metric(text: str) -> Metric:
     >>> parse_metric("stars least=1 greatest=5 missing=1 prove").prove
     True
     """
-    name, *fields = text.split()
+    name, *fields = text.split() or [""]
     known = {field.name: field.type for field in msgspec.structs.fields(Metric) if field.name != "name"}
     values: dict[str, object] = {}
     for field in fields:

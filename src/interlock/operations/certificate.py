@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -11,6 +12,9 @@ from interlock.core.errors import LedgerError, NotFound
 from interlock.core.fault import is_selftest
 from interlock.operations.status import MAX_EVENTS
 from interlock.rollout.certificate import Certificate, as_markdown, certify
+
+CLOCK_S = 3600.0
+"""By how much the clock may have been set back or forth during a release, for all of its log to be found."""
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
@@ -43,12 +47,15 @@ def leave_certificate(ctx: Context, row: ReleaseRow) -> Path | None:
     folder = ctx.home / "certificates"
     stem = f"release-{row.id}"
     markdown = folder / f"{stem}.md"
-    if markdown.exists():
+    if markdown.exists() and _is_of(folder / f"{stem}.json", row):
         return markdown
     found = _certified(ctx, row)
     if found is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
+    if markdown.exists():  # of a ledger that was here before this one: it is worth keeping
+        for path in (folder / f"{stem}.json", markdown):
+            path.replace(path.with_name(f"{stem}-{int(markdown.stat().st_mtime)}{path.suffix}"))
     # The Markdown last: while it is not there, whoever starts next writes both again.
     for path, content in (
         (folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(found)) + b"\n"),
@@ -58,6 +65,14 @@ def leave_certificate(ctx: Context, row: ReleaseRow) -> Path | None:
         part.write_bytes(content)
         part.replace(path)
     return markdown
+
+
+def _is_of(path: Path, row: ReleaseRow) -> bool:
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return False
+    return (known.get("model"), known.get("requested_s")) == (row.model, row.requested_s)
 
 
 def read_row(ctx: Context, release_id: int) -> ReleaseRow:
@@ -82,8 +97,10 @@ def _certified(ctx: Context, row: ReleaseRow) -> Certificate | None:
 def events_of(ctx: Context, row: ReleaseRow) -> list[Event]:
     """All that the log says of a release, oldest first."""
     found: list[Event] = []
-    page = ctx.ledger.events(row.model, 0, MAX_EVENTS)
+    # A model's log may be long, and this one's part of it is not; clocks may have been set meanwhile.
+    during = row.requested_s - CLOCK_S, (row.finished_s or inf) + CLOCK_S
+    page = ctx.ledger.events(row.model, 0, MAX_EVENTS, during)
     while page:
         found += [event for event in page if event.body.get("release") == row.id]
-        page = ctx.ledger.events(row.model, page[-1].seq, MAX_EVENTS)
+        page = ctx.ledger.events(row.model, page[-1].seq, MAX_EVENTS, during)
     return found

@@ -353,11 +353,20 @@ class Ledger:
         with self._database.write() as connection:
             return self._event(connection, time_s, model, kind, body)
 
-    def events(self, model: str | None = None, after_seq: int = 0, limit: int = 1000) -> list[Event]:
-        """Up to `limit` events (of one model) with `seq` > `after_seq`, oldest first."""
+    def events(
+        self,
+        model: str | None = None,
+        after_seq: int = 0,
+        limit: int = 1000,
+        between_s: tuple[float, float] | None = None,
+    ) -> list[Event]:
+        """Up to `limit` events (of one model) with `seq` > `after_seq`, oldest first; `between_s`: only those
+        of that time (Unix)."""
         query = sa.select(events).where(events.c.seq > after_seq).order_by(events.c.seq).limit(limit)
         if model is not None:
             query = query.where(events.c.model == model)
+        if between_s is not None:
+            query = query.where(events.c.time_s.between(*between_s))
         with self._database.read() as connection:
             return [_as_event(row) for row in connection.execute(query)]
 

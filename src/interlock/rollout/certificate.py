@@ -12,7 +12,17 @@ from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow
 from interlock.rollout.judgement import Gate, Kind
-from interlock.rollout.plan import AB, SHADOW, Action, Pass, Promote, RollBack, judged, policy_of
+from interlock.rollout.plan import (
+    AB,
+    SHADOW,
+    Action,
+    Pass,
+    Promote,
+    RollBack,
+    is_time_over,
+    judged,
+    policy_of,
+)
 from interlock.rollout.replay import decisions
 from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import EpochTally
@@ -21,6 +31,7 @@ SCHEMA = 1
 DECIDED = {
     "person": "decided by a person",
     "evidence": "decided by the evidence",
+    "time limit": "not decided: the time limit came before the evidence",
     "nobody": "not decided yet",
 }
 
@@ -40,9 +51,10 @@ class Stage(msgspec.Struct, frozen=True):
 
 class Certificate(msgspec.Struct, frozen=True):
     """`verdict`: the release's last state; `decided`: "evidence", or "person" where one promoted or aborted
-    it, or "nobody" while it is open. `gates`: as the deciding look saw them, while counts go on to the last
-    look: requests in flight ended after it. `excess_most` bounds the candidate's excess of failures, 95 %.
-    `decisions` is how many were logged and `decisions_sha256` that of their records, in order."""
+    it, "time limit" where that ended it, or "nobody" while it is open. `gates`: as the deciding look saw
+    them, while counts go on to the last look: requests in flight ended after it. `excess_most` bounds the
+    candidate's excess of failures, 95 %. `decisions` is how many were logged and `decisions_sha256` that of
+    their records, in order."""
 
     release: int
     model: str
@@ -98,7 +110,7 @@ def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
         candidate_digest=seen.digest,
         incumbent=row.previous_number,
         verdict=row.state.value,
-        decided="nobody" if not row.state.finished else "person" if by_hand else "evidence",
+        decided=_decided(row, by_hand, looks),
         reason=row.reason or _last_reason(mine),
         requested_s=row.requested_s,
         finished_s=row.finished_s,
@@ -247,6 +259,15 @@ def _stage(epoch: EpochTally) -> Stage:
         epoch.incumbent.bad,
         pairs.good + pairs.worse + pairs.better + pairs.bad,
     )
+
+
+def _decided(row: ReleaseRow, by_hand: bool, looks: Sequence[tuple[Snapshot, Action]]) -> str:
+    if not row.state.finished:
+        return "nobody"
+    if by_hand:
+        return "person"
+    ends = [action for _, action in looks if isinstance(action, Promote | Pass | RollBack)]
+    return "time limit" if ends and is_time_over(ends[-1]) else "evidence"
 
 
 def _deciding(looks: Sequence[tuple[Snapshot, Action]]) -> Snapshot:

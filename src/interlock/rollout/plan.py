@@ -289,8 +289,16 @@ def _time_over(snapshot: Snapshot, judgement: Judgement) -> Action | None:
         since_s = row.resumed_s
     if ramp.now_s - since_s <= policy.time_limit_s:
         return None
-    reason = f"undecided after {policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
+    reason = f"{_UNDECIDED}{policy.time_limit_s:g} s: {forecast(judgement, ramp.rate_per_s)}"
     return RollBack(reason) if policy.undecided is Undecided.ROLL_BACK else Pause(reason)
+
+
+_UNDECIDED = "undecided after "
+
+
+def is_time_over(action: Action) -> bool:
+    """Whether a rollback is for the time limit alone, with nothing proved."""
+    return isinstance(action, RollBack) and action.reason.startswith(_UNDECIDED)
 
 
 def _test(snapshot: Snapshot, judgement: Judgement) -> Action:
