@@ -19,7 +19,7 @@ from interlock.core.errors import (
 from interlock.core.feedback import Feedback
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model, ModelSettings, Version
-from interlock.core.request import PRIORITY_HIGH, Request, Sink, Tally, Ticket, id_prefix, unit_field
+from interlock.core.request import PRIORITY_HIGH, Request, Sink, Ticket, id_prefix, unit_field
 from interlock.core.request import deadline as deadline_of
 from interlock.core.route import COPY_ARM, Arm, Mirror, Route, unit_position
 from interlock.core.state import ArmCounts, ArmKey
@@ -85,27 +85,27 @@ class Target:
         A sink may hear of its request before this returns: why it was refused (without an id), or the answer
         where the model runs in this very turn.
         """
-        tickets = None
-        if self._salt is None:
-            tickets = self.lane.at_once(jobs, self.ids(), self.slot)
+        ids = self.ids(jobs)
+        tickets = self.lane.at_once(jobs, ids, self.slot)
         if tickets is None:
-            tickets = self.begin(jobs, self.slot)
+            tickets = self.lane.start(jobs, ids, self.slot)
             self.lane.step()
         return tickets
 
-    def begin(self, jobs: Sequence[tuple[Request, Sink]], tally: Tally) -> list[Ticket | None]:
-        """Give requests to the lane, counted by `tally`; its `step` runs them."""
+    def ids(self, jobs: Sequence[tuple[Request, object]]) -> Iterator[bytes]:
+        """An id for each request of this turn of the loop, in their order."""
+        form = b"%b%x-%%x" % (self._prefix, int(time() * 1000))
         if self._salt is None:
-            return list(self.lane.start(jobs, self.ids(), tally))
-        return [self.lane.start((job,), self.ids(job[0].unit), tally)[0] for job in jobs]
+            return map(form.__mod__, self._infer.sequence)
+        return self._ids_of_units(form, self._salt, jobs)
 
-    def ids(self, unit: bytes | None = None) -> Iterator[bytes]:
-        """The ids of the requests that begin in this turn of the loop, all of one unit."""
-        end = b""
-        if unit is not None and self._salt is not None:
-            end = b"-%x" % unit_field(unit_position(unit, self._salt))
-        form = b"%b%x-%%x%b" % (self._prefix, int(time() * 1000), end)
-        return map(form.__mod__, self._infer.sequence)
+    def _ids_of_units(
+        self, form: bytes, salt: str, jobs: Sequence[tuple[Request, object]]
+    ) -> Iterator[bytes]:
+        for (request, _), number in zip(jobs, self._infer.sequence, strict=False):
+            unit = request.unit
+            end = b"" if unit is None else b"-%x" % unit_field(unit_position(unit, salt))
+            yield form % number + end
 
     def invalid(self, received_s: float) -> None:
         """A request was refused while it was decoded: the client's fault, and over."""

@@ -119,7 +119,7 @@ class Lane:
     def start(
         self, jobs: Sequence[tuple[Request, Sink]], ids: Iterator[bytes], tally: Tally
     ) -> Sequence[Ticket | None]:
-        """Take requests in; `step` then runs them. `ids` has an id for each that is begun.
+        """Take requests in; `step` then runs them. `ids` has an id for each of them.
 
         Who is refused (Overloaded, Draining, Quarantined, DeadlineExceeded, RequestTooLarge) hears so before
         this returns, without an id, and has None for a ticket.
@@ -141,6 +141,7 @@ class Lane:
                 refusal = self._refusal(request)
                 if refusal is not None:
                     tally.refused()
+                    next(ids)
                     sink.fail(refusal, b"")
                     tickets.append(None)
                     continue

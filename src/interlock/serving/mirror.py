@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from interlock.core.model import ModelSettings, Version
-from interlock.core.request import PRIORITY_COPY, Request, Response, Sink, Tally, Ticket
+from interlock.core.request import PRIORITY_COPY, Request, Response, Sink, Ticket
 from interlock.core.route import Arm, Mirror, unit_position
 from interlock.serving.agreement import Agreement, Answers
 from interlock.serving.block import BAD, BETTER, DROPPED, FASTER, GOOD, SLOWER, WORSE, Slot
@@ -42,8 +42,7 @@ class Client(Protocol):
     unit_field: str | None
     version: Version
 
-    def begin(self, jobs: Sequence[tuple[Request, Sink]], tally: Tally) -> list[Ticket | None]: ...
-    def ids(self, unit: bytes | None = None) -> Iterator[bytes]: ...
+    def ids(self, jobs: Sequence[tuple[Request, object]]) -> Iterator[bytes]: ...
     def invalid(self, received_s: float) -> None: ...
     def is_first_unsent(self, version_key: str) -> bool: ...
 
@@ -153,7 +152,7 @@ class Mirrored:
                 own.append((request, pair))
             else:
                 own.append(job)
-        begun = self._client.begin(own, self._timed)
+        begun = list(self.lane.start(own, self._client.ids(own), self._timed))
         for index, pair in pairs:
             pair.ticket = begun[index]
             if pair.ticket is not None or shielded:
@@ -185,8 +184,8 @@ class Mirrored:
     def answering(self, copies: bool) -> None:
         self._answering = self._copies if copies else self.slot
 
-    def next_id(self, unit: bytes | None) -> bytes:
-        return next(self._client.ids(unit))
+    def next_id(self, request: Request) -> bytes:
+        return next(self._client.ids(((request, None),)))
 
     def rescue(self, pair: Pair) -> None:
         self._to_rescue.append(pair)
