@@ -35,8 +35,8 @@ from benchmarks.pairs import say
 from benchmarks.peers import JSON, ask, v2_body
 from benchmarks.released import Outcome, Record, Released, as_text, blame, gate_of, progress, summed
 from benchmarks.request import Request
-from interlock.cli.control import AdminControl
 from interlock.core.errors import InterlockError
+from interlock.operations.control import AdminControl
 from interlock.operations.discovery import read_token
 from interlock.operations.register import register_model
 from interlock.operations.wait import poll_release

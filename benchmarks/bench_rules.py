@@ -42,7 +42,7 @@ import numpy.typing as npt
 
 from benchmarks.bench_evidence import ALPHA, DRIFT, RAMP, REQUESTS, Estimate, msprt, share_of, z_test
 from benchmarks.rules_picture import svg
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.registry.rows import ReleaseState
 from tests.rollout.canaries import START_S, UNIT_SHAPE, Canary, Rate, constant, decisions_only
 
@@ -215,7 +215,7 @@ def ours(policy: Policy, given: float, case: Case, rng: Rng) -> Outcome:
     """A decision is in force half a second after the look that made it."""
     traffic = Traffic(case, OURS_S, rng)
     if case.people:
-        policy = msgspec.structs.replace(policy, unit=Unit.HEADER)
+        policy = msgspec.structs.replace(policy, unit="header")
 
     def since(of: Rate, more: float = 0.0) -> Rate:
         return lambda now_s: of(now_s - START_S) + more

@@ -15,7 +15,7 @@ from benchmarks.request import Request
 from examples.iris.forests import CANDIDATES, LIVE, Forest
 from examples.iris.models import Rows
 from examples.iris.node import CommandFailed, DemoNode, Up
-from interlock.cli.control import AdminControl
+from interlock.operations.control import AdminControl
 from interlock.operations.discovery import read_token
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.certificate import Certificate

@@ -10,16 +10,40 @@ TYPE_CHECKING = False  # importing typing would triple what this file costs a pr
 if TYPE_CHECKING:
     from interlock.core import errors as errors
     from interlock.operations.register import register_model as register
+    from interlock.operations.releasing import abort as abort
+    from interlock.operations.releasing import look as look
+    from interlock.operations.releasing import pause as pause
+    from interlock.operations.releasing import promote as promote
+    from interlock.operations.releasing import release as release
+    from interlock.operations.releasing import resume as resume
+    from interlock.operations.releasing import rollback as rollback
 
 __version__ = "0.1.0"
 
 # Public name -> where it is defined: "module" for a module itself, "module:attribute" for what one holds.
 _EXPORTS = {
+    "abort": "interlock.operations.releasing:abort",
     "errors": "interlock.core.errors",
+    "look": "interlock.operations.releasing:look",
+    "pause": "interlock.operations.releasing:pause",
+    "promote": "interlock.operations.releasing:promote",
     "register": "interlock.operations.register:register_model",
+    "release": "interlock.operations.releasing:release",
+    "resume": "interlock.operations.releasing:resume",
+    "rollback": "interlock.operations.releasing:rollback",
 }
 
-__all__ = ["errors", "register"]
+__all__ = [
+    "abort",
+    "errors",
+    "look",
+    "pause",
+    "promote",
+    "register",
+    "release",
+    "resume",
+    "rollback",
+]
 
 
 def __getattr__(name: str) -> object:

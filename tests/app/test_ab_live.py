@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from interlock.core.feedback import Metric
-from interlock.core.policy import Policy, Share, Unit
+from interlock.core.policy import Policy, Share
 from interlock.core.request import parse_request_id
 from interlock.registry.feedback import FeedbackStore
 from interlock.registry.ledger import Ledger
@@ -29,7 +29,7 @@ CLICKS = {"1": 0.15, "2": 0.15, "3": 0.75}
 POLICY = Policy(
     arms=(Share("2", 0.3), Share("3", 0.3)),
     metrics=(Metric("click", age_s=1.0),),
-    unit=Unit.HEADER,
+    unit="header",
     guardrails=("errors",),
 )
 

@@ -256,7 +256,7 @@ def test_a_wrong_token_is_told(ctx: Context, monkeypatch: pytest.MonkeyPatch) ->
     [
         (["release", "iris", "--now", "--budget", "5"], "budget: these are rules for a canary"),
         (["release", "iris", "2", "--now", "--keep", "5"], "want --blue-green --keep"),
-        (["release", "iris", "--unit", "body"], "'body' is not one of 'none', 'header'"),
+        (["release", "iris", "--unit", "body"], "unit 'body' of a release: want none, header, or json:FIELD"),
         (["nothing"], "No such command 'nothing'"),
         (["up", "--workers", "none"], "want 1 to 256, or auto"),
         (["up", "--workers", "0"], "want 1 to 256, or auto"),
@@ -354,7 +354,7 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
 
 
 def test_model_names_are_completed_from_the_node(ctx: Context) -> None:
-    from interlock.cli.control import names_for_completion
+    from interlock.cli.names import names_for_completion
 
     with served(ctx, NODE) as api:
         assert names_for_completion(ctx.home, api.url) == ["iris"]

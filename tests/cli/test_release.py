@@ -132,7 +132,7 @@ class Ending:
 
 
 def of(control: Ending, monkeypatch: pytest.MonkeyPatch, *words: str) -> Result:
-    monkeypatch.setattr("interlock.cli.control.open_control", lambda home, url: nullcontext(control))
+    monkeypatch.setattr("interlock.operations.control.open_control", lambda home, url: nullcontext(control))
     return run("release", "iris", "2", *words)
 
 

@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from interlock.cli.control import AdminControl
 from interlock.cli.main import cli
 from interlock.cli.watch import _live
 from interlock.core.errors import NodeUnreachable
 from interlock.core.state import PairCounts
 from interlock.operations import release
 from interlock.operations.context import Context
+from interlock.operations.control import AdminControl
 from interlock.registry.rows import ReleaseState
 from interlock.rollout.certificate import Certificate
 from interlock.rollout.plan import CANARY, SHADOW, Action

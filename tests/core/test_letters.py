@@ -22,7 +22,7 @@ from interlock.core.letters import (
     letters_socket,
 )
 from interlock.core.model import Model, Signature, TensorSpec, Version
-from interlock.core.route import single
+from interlock.core.route import Arm, Route, single
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
@@ -132,3 +132,13 @@ def test_sockets_stay_within_the_length_of_a_unix_path_and_differ_by_home_and_ve
     }
     assert len(paths) == 6
     assert all(len(str(path).encode()) <= 107 for path in paths)
+
+
+def test_a_route_says_where_a_unit_is_and_one_from_before_it_could_is_read_still() -> None:
+    arms = (Arm(0, "incumbent", "1", 0.5), Arm(1, "candidate", "2", 0.5))
+    for route in (Route(7, 1, "s", arms, unit_field="user"), Route(7, 1, "s", arms)):
+        line = encode(Desired("n", 1, (ModelDesired(Model("m"), (), route),)))
+        (model,) = decode_desired(line).models
+        assert model.route == route
+    older = line.replace(b',"unit_field":null', b"")
+    assert older != line and decode_desired(older) == decode_desired(line)

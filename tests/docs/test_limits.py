@@ -6,6 +6,7 @@ import pytest
 
 from interlock.app.processes import Limits
 from interlock.codec.raw import MOST_TEXTS
+from interlock.codec.v2unit import MOST_UNIT_BYTES
 from interlock.core.model import Capabilities, ModelSettings
 from interlock.core.settings import MAX_WORKERS, NodeConfig
 from interlock.operations.access import MIN_TOKEN
@@ -47,6 +48,10 @@ SAID = {
     ),
     "token of the admin API": f"at least {MIN_TOKEN} characters",
 }
+
+
+def test_a_unit_may_be_as_long_wherever_it_is() -> None:
+    assert MOST_UNIT_BYTES == MOST_LABEL_BYTES
 
 
 def lines(text: str) -> list[str]:

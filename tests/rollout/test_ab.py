@@ -10,7 +10,7 @@ from interlock.core.errors import ConfigError
 from interlock.core.feedback import Metric
 from interlock.core.letters import VersionState, VersionStatus
 from interlock.core.model import Model
-from interlock.core.policy import Policy, Share, Undecided, Unit
+from interlock.core.policy import Policy, Share, Undecided
 from interlock.evidence.bounded import Moments
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.ab import judge_all
@@ -36,7 +36,7 @@ CLICK = Metric("click", age_s=0.0)
 POLICY = Policy(
     metrics=(CLICK,),
     arms=(Share("2", 0.3), Share("3", 0.2)),
-    unit=Unit.NONE,
+    unit="none",
     shadow=0.0,
     reverse=0.0,
     shielded=False,

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from interlock.core.policy import Policy, Undecided, Unit
+from interlock.core.policy import Policy, Undecided
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.plan import CANARY, Fail, Finish, Hold, Keep, Pause, RollBack, Weight, next_action
 from interlock.rollout.snapshot import Snapshot
@@ -142,11 +142,12 @@ def test_a_budget_that_is_used_up_takes_all_requests_from_the_candidate_and_asks
     assert isinstance(action, Pause) and action.weight == 0.0 and "--budget" in action.reason
 
 
-def test_sticky_units_are_not_sent_back_and_forth() -> None:
+@pytest.mark.parametrize("unit", ["header", "json:user"])
+def test_sticky_units_are_not_sent_back_and_forth(unit: str) -> None:
     both = ArmTally(500, 12, 500, 500)
     lower = next_action(canary(policy=Policy(budget=15), incumbent=both, candidate=both))
     assert isinstance(lower, Weight) and lower.weight < 0.5
-    sticky = next_action(canary(policy=Policy(budget=15, unit=Unit.HEADER), incumbent=both, candidate=both))
+    sticky = next_action(canary(policy=Policy(budget=15, unit=unit), incumbent=both, candidate=both))
     assert isinstance(sticky, Pause) and sticky.weight == 0.0
 
 

@@ -134,3 +134,16 @@ def test_what_both_versions_run_follows_the_share_and_stops_with_a_pause_without
     assert mirror(ReleaseState.PAUSED, 0.2) == canary, "it goes on answering"
     assert mirror(ReleaseState.PAUSED, 0.0) is None, "it may be what costs too much"
     assert mirror(ReleaseState.SWITCHING, 0.2) is None and mirror(ReleaseState.ROLLING_BACK, 0.2) is None
+
+
+def test_the_route_says_where_the_unit_of_a_request_is() -> None:
+    done = release(4, "a", "1", ReleaseState.DONE)
+    begun = msgspec.structs.replace(release(8, "a", "2", ReleaseState.RAMPING), epoch=1, weight=0.1)
+    found = []
+    for unit in ("none", "header", "json:user"):
+        asked = msgspec.structs.replace(begun, policy=Policy(unit=unit))
+        row = ModelRow(Model("a"), done, asked, {n: version("a", n) for n in ("1", "2")})
+        (model,) = build_desired("n", 1, [row]).models
+        assert model.route is not None
+        found.append((model.route.sticky, model.route.unit_field))
+    assert found == [(False, None), (True, None), (True, "user")]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.state import BOUNDS_S, BUCKETS, ArmCounts, ArmKey, Histogram
 from interlock.core.verdict import Verdict
 from interlock.evidence.exceedance import Cut
@@ -66,9 +66,10 @@ def test_without_cuts_nothing_is_proved_of_latency() -> None:
     assert not judgement.proved and judgement.requests_needed is None
 
 
-def test_counts_of_requests_promote_nothing_where_units_stick() -> None:
+@pytest.mark.parametrize("unit", ["header", "json:user"])
+def test_counts_of_requests_promote_nothing_where_units_stick(unit: str) -> None:
     epochs = [epoch(0.5, arm(30_000, 0, 1500), arm(30_000, 0, 20))]
-    sticky = judge(epochs, Policy(unit=Unit.HEADER))
+    sticky = judge(epochs, Policy(unit=unit))
     assert judge(epochs, Policy()).proved and not sticky.proved
     assert "promote by hand" in sticky.gates[-1].message
     assert not any(one.name == "sample ratio" for one in sticky.gates)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.registry.rows import ReleaseState
 from interlock.rollout import plan
 from interlock.rollout.mirroring import settled
@@ -33,7 +33,7 @@ DEFAULT = Policy(shadow=1.0, reverse=1.0, shielded=True, most_disagreement=0.2)
 REVERSE = Policy(shadow=0.0, reverse=1.0, shielded=False, most_disagreement=1.0)
 """A canary from the first request, whose clients are not helped: its harm is what the ramp lets through."""
 COPIES = Policy(shadow=1.0, reverse=0.0, shielded=False, most_disagreement=0.2)
-BY_USER = msgspec.structs.replace(DEFAULT, unit=Unit.HEADER)
+BY_USER = msgspec.structs.replace(DEFAULT, unit="header")
 PATIENT = msgspec.structs.replace(DEFAULT, budget=1e4)
 PATIENT_BY_USER = msgspec.structs.replace(BY_USER, budget=1e4)
 NONE, USUAL, FIVE = constant(0.0), constant(0.02), constant(0.05)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.rollout.gate import judge
@@ -28,8 +28,8 @@ def gate(found: Judgement, name: str) -> Gate:
     return next(one for one in found.gates if one.name == name)
 
 
-@pytest.mark.parametrize("unit", list(Unit))
-def test_copies_alone_prove_nothing_of_answers(unit: Unit) -> None:
+@pytest.mark.parametrize("unit", ["none", "header", "json:user"])
+def test_copies_alone_prove_nothing_of_answers(unit: str) -> None:
     """A queue that is full, or answers that cannot be encoded, do not show in copies: however many went well,
     what lets a canary through is counted on what it answered."""
     policy = Policy(shadow=1.0, reverse=1.0, shielded=True, unit=unit)
@@ -101,6 +101,6 @@ def test_the_union_bound_covers_every_alarm_of_a_policy(changes: dict[str, Any])
 
 
 def test_where_units_stick_counts_by_version_raise_no_alarm_about_errors() -> None:
-    sticky = Policy(shadow=1.0, reverse=1.0, unit=Unit.HEADER)
+    sticky = Policy(shadow=1.0, reverse=1.0, unit="header")
     found = judge([epoch(0.5, PairCounts(good=300), 300, 300, 100)], sticky)
     assert "errors" not in [one.name for one in found.gates if one.kind is Kind.ALARM] and not found.rollback

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from interlock.core.model import Capabilities, Model, Signature, TensorSpec, Version
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.route import Route
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
@@ -40,7 +40,7 @@ class Releases(RuleBasedStateMachine):
 
         begun = None
         if self.state is not None:
-            policy = Policy(unit=Unit.HEADER)
+            policy = Policy(unit="header")
             begun = row(self.newest, self.state, epoch=self.epoch, weight=self.weight, policy=policy)
         versions = {str(n): version(str(n)) for n in (self.live, self.newest)}
         done = row(self.live, ReleaseState.DONE)

@@ -87,6 +87,7 @@ class DirectTarget:
         self._owner = owner
         self.codec: Any = None
         self.fixed = True
+        self.unit_field: str | None = None
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in version.signature.inputs}
         self._sequence = 0
 

@@ -25,6 +25,7 @@ from interlock.api.app import AdminDeps, create_app
 from interlock.app import logs
 from interlock.app.children import resident_bytes
 from interlock.app.link import LetterServer
+from interlock.app.memory import process_memory
 from interlock.core.appfile import AppFile, model_settings
 from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.core.letters import Desired, Report, letters_socket
@@ -40,6 +41,7 @@ from interlock.operations.status import NodeStatus, ProcessStatus, join_children
 from interlock.registry.feedback import KEEP_S, FeedbackStore
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.loop import Node, RolloutLoop
+from interlock.rollout.memory import Process
 from interlock.rollout.plan import COMPARED
 from interlock.serving.counters import Block, abandoned, fold, read_all
 
@@ -95,6 +97,7 @@ class Control:
             counts=lambda: read_all(self._run_folder),
             crashes=self._crashes,
             on_end=self._certify,
+            memory=self._memory,
             feedback=feedback,
         )
         self._leave = asyncio.Event()
@@ -189,6 +192,10 @@ class Control:
         """How often a version ended its process lately. From the thread of the rollout loop."""
         supervisor = self._reports.get("supervisor")
         return 0 if supervisor is None else supervisor.crashes.get(version.key, 0)
+
+    def _memory(self, version: Version | None) -> Process | None:
+        """What a version's executor, or (None) the workers, hold. From the thread of the rollout loop."""
+        return process_memory(self._reports.get("supervisor"), version, self._config.executor_memory_bytes)
 
     def _certify(self, row: ReleaseRow) -> None:
         """From the thread of the rollout loop."""

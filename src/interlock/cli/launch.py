@@ -14,7 +14,6 @@ import msgspec
 
 from interlock.cli import show
 from interlock.cli.begun import until_done
-from interlock.cli.control import AdminControl
 from interlock.cli.last_error import last_error
 from interlock.cli.main import Failure
 from interlock.core.appfile import app_file, node_config
@@ -22,6 +21,7 @@ from interlock.core.errors import ConfigError, InterlockError, NodeUnreachable
 from interlock.core.letters import VersionState
 from interlock.core.settings import NodeConfig, run_folder
 from interlock.operations.access import check_access
+from interlock.operations.control import AdminControl
 from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import Status, given_up, is_worker

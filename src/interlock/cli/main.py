@@ -133,7 +133,7 @@ def _hint(ctx: click.Context, error: InterlockError) -> str:
     hint = HINTS.get(type(error).__name__, "").replace("NAME", _printable(ctx.meta.get(NAME, "NAME")))
     if type(error).__name__ != "ModelNotFound":
         return hint
-    from interlock.cli.control import near_names
+    from interlock.cli.names import near_names
 
     near = near_names(ctx.meta.get(NAME, ""), ctx.meta.get(HOME) or default_home(), ctx.meta.get(URL))
     return f"did you mean {' or '.join(map(_printable, near))}? {hint}" if near else hint

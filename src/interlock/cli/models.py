@@ -23,7 +23,7 @@ FOLLOW_POLL_S = 0.3
 @json_option
 def models(home: Path, url: str | None, as_json: bool) -> None:
     """List the models that the registry or the node knows."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.models()
@@ -55,7 +55,7 @@ def models(home: Path, url: str | None, as_json: bool) -> None:
 @json_option
 def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
     """List the versions of a model, newest first."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.versions(name)
@@ -103,7 +103,7 @@ def events(
     A decision's snapshot, from which it can be replayed, is shown with --full only. With --follow and
     --json, each event is one line of JSON.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.events(name, after_seq, limit)

@@ -114,7 +114,7 @@ def status(home: Path, url: str | None, as_json: bool) -> None:
 
     Exits with 1 when a node runs and is not ready; a program can wait for 0.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.status()
@@ -131,7 +131,7 @@ def status(home: Path, url: str | None, as_json: bool) -> None:
 @json_option
 def quarantine(home: Path, url: str | None, as_json: bool) -> None:
     """List versions that crashed their process too often. Releasing one anew tries it again."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.quarantine()

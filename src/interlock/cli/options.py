@@ -79,7 +79,7 @@ def _noted(ctx: click.Context, key: str, value: Any) -> Any:
 
 
 def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from interlock.cli.control import names_for_completion
+    from interlock.cli.names import names_for_completion
 
     home = ctx.params.get("home") or default_home()
     return [name for name in names_for_completion(home, ctx.params.get("url")) if name.startswith(incomplete)]

@@ -15,7 +15,7 @@ from interlock.cli.options import json_option, model_argument, node_options
 from interlock.core.errors import VersionNotFound
 
 if TYPE_CHECKING:
-    from interlock.cli.http import Answer
+    from interlock.operations.http import Answer
 
 SLACK_S = 5.0
 """How much longer than the request's own time-out the command waits for the answer."""
@@ -73,10 +73,10 @@ def predict(
 
 def _data_url(home: Path, url: str | None) -> str:
     """Where V2 is spoken: the home's node, or what `--url` leads to, be it the data port or the admin API."""
-    from interlock.cli.control import open_control
-    from interlock.cli.http import call
     from interlock.core.errors import NodeUnreachable
+    from interlock.operations.control import open_control
     from interlock.operations.discovery import find_node, url_of
+    from interlock.operations.http import call
 
     if url is None:
         node = find_node(home)
@@ -103,8 +103,8 @@ def _ask(
     timeout_s: float = 30.0,
     headers: dict[str, str] | None = None,
 ) -> "Answer":
-    from interlock.cli.http import call
     from interlock.core import errors
+    from interlock.operations.http import call
 
     answer = call(base, method, path, body, None, timeout_s, headers)
     if answer.status == 200:

@@ -11,12 +11,13 @@ from interlock.cli import show
 from interlock.cli.main import Failure
 from interlock.cli.options import json_option, model_argument, node_options
 from interlock.cli.selftest import Asked, selftest_options
+from interlock.core.errors import ConfigError
 from interlock.core.feedback import parse_metric
-from interlock.core.policy import GUARDRAILS, Policy, Undecided, Unit
+from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
-    from interlock.cli.control import Control, Step
+    from interlock.operations.control import Control, Step
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +38,14 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     default = getattr(_DEFAULTS, key)
     shown = "where both versions can run one request" if default is None else default
     return click.option(flag, key, default=None, help=f"{words} [default: {shown}]", **options)
+
+
+def _unit(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The unit, if a policy can have it. Raises: BadParameter."""
+    try:
+        return None if value is None else Policy(unit=value).unit
+    except ConfigError as error:
+        raise click.BadParameter(error.message) from None
 
 
 @click.command(
@@ -66,6 +75,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
 @_rule("--margin", "margin", "So much higher a failure rate may be promoted.", type=float)
 @_rule("--alpha", "alpha", "The chance of a wrong decision, ever.", type=float)
 @_rule("--slower", "slower", "So many times as slow is still all right.", type=float)
+@_rule("--larger", "larger", "So many times as much memory is still all right.", type=float)
 @click.option("--objective-ms", type=float, metavar="MS", help="An answer that takes longer is a slow one.")
 @_rule("--most-weight", "most_weight", "The largest share before it is promoted.", type=float)
 @click.option(
@@ -99,7 +109,7 @@ def _rule(flag: str, key: str, words: str, **options: Any) -> Callable[[F], F]:
     metavar="VERSION[=SHARE]",
     help="A candidate of --ab; repeat it for several. [default: equal shares]",
 )
-@_rule("--unit", "unit", "Who sticks to a version.", type=click.Choice([unit.value for unit in Unit]))
+@_rule("--unit", "unit", "Who sticks to a version.", metavar=f"[{'|'.join(UNITS)}]", callback=_unit)
 @_rule("--time-limit", "time_limit_s", "Seconds until it counts as undecided.", type=float, metavar="SECONDS")
 @_rule("--undecided", "undecided", "What to do then.", type=click.Choice([one.value for one in Undecided]))
 @click.option(
@@ -137,7 +147,7 @@ def release(
     where no version is live yet, it gets all requests at once. Without a running node the release waits for
     the next one.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     chosen = strategy or "canary"
     given = {key: value for key, value in rules.items() if value is not None}
@@ -243,14 +253,14 @@ def abort(name: str, home: Path, url: str | None, as_json: bool) -> None:
 @click.option("--budget", type=float, help="From now on: extra failed requests that the trial may cost.")
 def resume(name: str, budget: float | None, home: Path, url: str | None, as_json: bool) -> None:
     """Let a paused canary go on; its time limit begins anew."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _stands(control.resume(name, budget), as_json)
 
 
 def _take(name: str, step: "Step", home: Path, url: str | None, as_json: bool) -> None:
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _stands(control.step(name, step), as_json)
@@ -271,7 +281,7 @@ def _stands(row: ReleaseRow, as_json: bool) -> None:
 @json_option
 def rollback(name: str, wait: bool, timeout_s: float, home: Path, url: str | None, as_json: bool) -> None:
     """Go back to the version that was live before, or stop the release that is under way."""
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         _finish(control, control.rollback(name), wait, timeout_s, as_json)

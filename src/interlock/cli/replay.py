@@ -21,7 +21,7 @@ def certificate(release: int, home: Path, url: str | None, as_json: bool) -> Non
 
     It is derived from the event log; a node also leaves it in the home folder, under certificates/.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
     from interlock.rollout.certificate import as_markdown
 
     with open_control(home, url) as control:
@@ -41,7 +41,7 @@ def replay(release: int, home: Path, url: str | None, as_json: bool) -> None:
 
     Ends with 1 if one does.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
     from interlock.rollout.replay import decisions
     from interlock.rollout.replay import replay as derive
 

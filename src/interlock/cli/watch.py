@@ -18,7 +18,7 @@ from interlock.registry.rows import Event, ReleaseRow, ReleaseState
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from interlock.cli.control import Control
+    from interlock.operations.control import Control
     from interlock.rollout.judgement import Gate
     from interlock.rollout.view import RolloutView
 
@@ -48,7 +48,7 @@ def watch(name: str, interval_s: float, once: bool, home: Path, url: str | None,
 
     Leaves when the release has ended: with 0 if the version was promoted (or passed as a shadow), else 1.
     """
-    from interlock.cli.control import open_control
+    from interlock.operations.control import open_control
 
     with open_control(home, url) as control:
         found = control.rollout(name)  # an error where there is nothing to watch

@@ -64,6 +64,13 @@ class VersionStatus(msgspec.Struct, frozen=True):
     reason: str = ""
     load_s: float = 0.0
 
+    @property
+    def words(self) -> str:
+        """How one that does not answer stands, for people."""
+        if self.state is VersionState.READY:  # until all workers have it, no route leads to it
+            return f"version {self.number} is loaded and about to go live"
+        return f"version {self.number} is {self.state.value} {self.reason}".strip()
+
 
 class ChildStatus(msgspec.Struct, frozen=True):
     """A process as its parent sees it. `pid` is 0 while it waits to be started again; `restarts` is how often

@@ -1,5 +1,6 @@
 """Policy: what the user asks of a release that gathers evidence, in the user's own terms."""
 
+import re
 from enum import StrEnum
 from math import isfinite
 
@@ -8,13 +9,6 @@ import msgspec
 from interlock.core.errors import ConfigError
 from interlock.core.feedback import Metric
 from interlock.core.route import Range
-
-
-class Unit(StrEnum):
-    """Who is assigned to an arm: each request on its own, or all requests with one `x-interlock-unit`."""
-
-    NONE = "none"
-    HEADER = "header"
 
 
 class Undecided(StrEnum):
@@ -31,11 +25,16 @@ class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: float
 
 
-GUARDRAILS = ("errors", "latency", "outputs", "utilisation")
+GUARDRAILS = ("errors", "latency", "outputs", "utilisation", "memory")
 """What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
 MOST_METRICS = 8
 MOST_ARMS = 16
 """Of one release."""
+
+UNITS = ("none", "header", "json:FIELD")
+"""What `Policy.unit` may be: each request on its own; or all requests with one `x-interlock-unit`; or all
+with one value of a field of the request's own `parameters`, such as `json:user`. The latter two stick."""
+_JSON_UNIT = re.compile(r"""json:[^\x00-\x20\x7f"\\]{1,64}""")
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,10 +47,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `slower`: a latency so many times as long is still all right. `objective_s`:
     answers above it are counted as slow for both versions, as one more gate, and the one that must be
     proved. `most_weight`: the candidate's largest share before it is promoted. `guardrails`: which of
-    `GUARDRAILS` may stop it. `unit`: see `Unit`. `time_limit_s`: after that, `undecided` says what to do.
-    `most_utilisation`: of the node's workers, projected for the candidate at full weight; above it, it
-    waits for a person. `keep_s`: how long the old version stays in memory after the new one answers
-    everything.
+    `GUARDRAILS` may stop it. `unit`: who is assigned to an arm, see `UNITS`. `time_limit_s`: after that,
+    `undecided` says what to do. `most_utilisation`: of the node's workers, projected for the
+    candidate at full weight; above it, it waits for a person. `larger`: so many times as much memory is still
+    all right; more, or a leak, waits for a person. `keep_s`: how long the old version stays in memory after
+    the new one answers everything.
 
     `shadow`: the share of the requests of which the candidate runs a copy before it answers any; 0 begins
     with answers. `reverse`: the share of the candidate's requests of which the incumbent runs a copy.
@@ -71,10 +71,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     objective_s: float | None = None
     most_weight: float = 0.5
     guardrails: tuple[str, ...] = GUARDRAILS
-    unit: Unit = Unit.NONE
+    unit: str = "none"
     time_limit_s: float = 86400.0
     undecided: Undecided = Undecided.HOLD
     most_utilisation: float = 0.9
+    larger: float = 2.0
     keep_s: float = 0.0
     shadow: float | None = None
     reverse: float | None = None
@@ -90,6 +91,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and not (least <= value <= most and isfinite(value)):
                 raise ConfigError(f"{name} {value:g} of a release: want {least:g} to {most:g}")
+        if self.unit not in ("none", "header") and not _JSON_UNIT.fullmatch(self.unit):
+            raise ConfigError(
+                f"unit {self.unit[:80]!r} of a release: want none, header, or json:FIELD with the name of a "
+                "field of the request's parameters, up to 64 characters, no spaces or quotes"
+            )
         unknown = [name for name in self.guardrails if name not in GUARDRAILS]
         if unknown:
             raise ConfigError(f"guardrails {unknown} of a release: want some of {', '.join(GUARDRAILS)}")
@@ -121,6 +127,20 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether some requests are run by both versions and compared."""
         return bool(self.shadow or self.reverse)
 
+    @property
+    def is_sticky(self) -> bool:
+        """Whether all requests of a unit go to one version, so that they are no assignments of their own."""
+        return self.unit != "none"
+
+    @property
+    def unit_field(self) -> str | None:
+        """The field of a request's `parameters` that holds its unit; None where it is not there.
+
+        >>> Policy(unit="json:user").unit_field, Policy(unit="header").unit_field
+        ('user', None)
+        """
+        return self.unit.removeprefix("json:") if self.unit.startswith("json:") else None
+
 
 _BOUNDS = (
     ("budget", 1.0, 1e9),
@@ -131,6 +151,7 @@ _BOUNDS = (
     ("most_weight", 0.001, 0.95),
     ("time_limit_s", 1.0, 1e8),
     ("most_utilisation", 0.01, 100.0),
+    ("larger", 1.0, 1000.0),
     ("keep_s", 0.0, 1e7),
     ("shadow", 0.0, 1.0),
     ("reverse", 0.0, 1.0),

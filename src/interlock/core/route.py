@@ -87,7 +87,8 @@ class Route(msgspec.Struct, frozen=True):
     keyed by what was in force when a request was dispatched; `salt` gives each release its own sticky hash,
     so that the same users are not always the first to try. A pure shadow is a candidate of weight 0 with a
     `mirror`; any change of the mirror begins a new epoch, as a change of weight does. Not `sticky`: the arm
-    of a unit's request is drawn as if it had none.
+    of a unit's request is drawn as if it had none. `unit_field`: the field of a request's own `parameters`
+    that holds its unit; None: a header does.
     """
 
     release: int
@@ -96,6 +97,7 @@ class Route(msgspec.Struct, frozen=True):
     arms: tuple[Arm, ...]
     mirror: Mirror | None = None
     sticky: bool = True
+    unit_field: str | None = None
 
     def __post_init__(self) -> None:
         total = sum(arm.weight for arm in self.arms)
@@ -108,6 +110,12 @@ class Route(msgspec.Struct, frozen=True):
                 f"mirror of arm {self.mirror.candidate}: want a candidate's index, one of"
                 f" {[arm.index for arm in self.arms[1:]]}"
             )
+
+    @property
+    def only_arm(self) -> Arm | None:
+        """The arm that answers everybody; None if there are several."""
+        open_arms = [arm for arm in self.arms if arm.weight > 0.0]
+        return open_arms[0] if len(open_arms) == 1 else None
 
     def choose(self, unit: bytes | None, draw: Callable[[], float] = random.random) -> Arm:
         """The arm for one request: by the unit's fixed position in [0, 1), or by `draw` without a unit.

@@ -14,7 +14,7 @@ import msgspec
 from interlock.core.appfile import app_file, release_policy
 from interlock.core.errors import ConfigError, LedgerError, ModelNotFound, ReleaseRefused
 from interlock.core.fault import check_fault
-from interlock.core.policy import Policy, Share, Unit
+from interlock.core.policy import Policy, Share
 from interlock.operations.settings_file import read_app_file
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import settled
@@ -108,7 +108,7 @@ def release_ab(
     named = [Share(version.number, share.weight) for version, share in zip(versions, shares, strict=True)]
     file = read_app_file(ctx.home)
     if "unit" not in {**file.releases.get(name, {}), **given}:
-        given["unit"] = Unit.HEADER.value
+        given["unit"] = "header"
     given["arms"] = [msgspec.to_builtins(share) for share in named]
     policy = settled(release_policy(file, name, given, str(app_file(ctx.home))), None, versions[0])
     return _ask(ctx, name, named[0].version, AB, policy)

@@ -5,6 +5,7 @@ is rolled back though it is no worse, or promoted though it is no better, is at 
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import msgspec
 
@@ -12,6 +13,7 @@ from interlock.core.policy import Policy
 from interlock.core.verdict import Verdict
 from interlock.rollout.gate import Load, judge
 from interlock.rollout.judgement import Gate, Judgement, Kind
+from interlock.rollout.memory import MemoryView
 from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import EpochTally
 
@@ -22,12 +24,14 @@ def judge_all(
     load: Load | None,
     ratio_since: int,
     scored: Sequence[MetricTally],
+    memory: Sequence[MemoryView | None] = (),
 ) -> Judgement:
-    """`epochs`: those of each candidate, in the order of `policy.arms`."""
+    """`epochs`, `memory`: those of each candidate, in the order of `policy.arms`; no memory: it is not
+    known."""
     each = msgspec.structs.replace(policy, alpha=policy.alpha / len(policy.arms))
     found = [
-        judge(of, each, load, ratio_since, scored=scored, arm=index)
-        for index, of in enumerate(epochs, start=1)
+        judge(of, each, load, ratio_since, scored=scored, arm=index, memory=held)
+        for index, (of, held) in enumerate(zip_longest(epochs, memory[: len(epochs)]), start=1)
     ]
     names = [arm.version for arm in policy.arms]
     proved = [(_evidence(one), name) for one, name in zip(found, names, strict=True) if one.proved]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
 from interlock.registry.rows import Event, ReleaseRow
@@ -219,7 +219,7 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
             f"beyond the margin of {policy.margin:.2%} because of the trial, with confidence 95 %. What "
             "copies cost the incumbent's clients is not counted."
         )
-    if policy.unit is Unit.HEADER:
+    if policy.is_sticky:
         found.append(
             "Units stick to a version here: what is said of the alarms holds for those of pairs, and not for "
             "those that count requests by version (latency)."
@@ -232,7 +232,7 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
 
 def _guarantee_of_test(policy: Policy) -> tuple[str, ...]:
     metric, which = policy.metrics[0], "requests"
-    if policy.unit is not Unit.NONE:
+    if policy.is_sticky:
         which = "units (the first value of each)"
     return (
         f"A version whose mean of '{metric.name}' is no better than the live one's is promoted with a "

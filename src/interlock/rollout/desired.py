@@ -6,7 +6,7 @@ import msgspec
 
 from interlock.core.letters import Desired, ModelDesired
 from interlock.core.model import Model, Version
-from interlock.core.policy import Share, Unit
+from interlock.core.policy import Share
 from interlock.core.route import Arm, Mirror, Route, single
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.mirroring import mirror_of
@@ -85,7 +85,8 @@ def _route(row: ModelRow, begun: ReleaseRow | None) -> Route | None:
         salt=f"{row.model.name}:{begun.id}",
         arms=(Arm(INCUMBENT, "incumbent", release.number, 1.0 - begun.weight), *_candidates(begun)),
         mirror=_mirror(begun),
-        sticky=begun.policy is not None and begun.policy.unit is Unit.HEADER,
+        sticky=begun.policy is not None and begun.policy.is_sticky,
+        unit_field=None if begun.policy is None else begun.policy.unit_field,
     )
 
 

@@ -4,9 +4,9 @@ needed.
 Alarm gates (errors; latency above p50, p95, p99 and the user's objective) share alpha by a union bound: one
 that reaches ln(K / alpha) rolls back. Promotion needs every promotion gate at ln(1 / alpha): errors within
 the margin, latency within the margin at the p95 or the objective. A sample-ratio mismatch holds, and so
-does a projected utilisation above its limit, which is an estimate and no test. What each null hypothesis
-is, and what is assumed: docs/explanation/evidence.md. Where both versions run the same requests, those of
-`paired_gates.py` join them, and the proof about errors is theirs.
+do a projected utilisation above its limit and what `memory_gate.py` finds, which are estimates and no tests.
+What each null hypothesis is, and what is assumed: docs/explanation/evidence.md. Where both versions run the
+same requests, those of `paired_gates.py` join them, and the proof about errors is theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,16 @@ from math import log
 
 import msgspec
 
-from interlock.core.policy import Policy, Unit
+from interlock.core.policy import Policy
 from interlock.core.verdict import Verdict
 from interlock.evidence import attribution, difference, paired, ratio
 from interlock.evidence.combine import requests_needed
 from interlock.evidence.epochs import Epoch
 from interlock.evidence.exceedance import LEVELS
 from interlock.evidence.mixture import last_rejected, log_threshold
-from interlock.rollout import metrics, paired_gates
+from interlock.rollout import memory_gate, metrics, paired_gates
 from interlock.rollout.judgement import BUDGET_ALPHA, Gate, Judgement, Kind, alarm, as_log10
+from interlock.rollout.memory import MemoryView
 from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import CANDIDATE, OBJECTIVE, ArmTally, EpochTally
 
@@ -52,11 +53,12 @@ def judge(
     answers: bool = True,
     scored: Sequence[MetricTally] = (),
     arm: int = CANDIDATE,
+    memory: MemoryView | None = None,
 ) -> Judgement:
     """All gates over all epochs. `load` None: the utilisation is not projected. `ratio_since`: epochs up to
     this number are no evidence of a mismatch any more, since a person has looked at it. Not `answers`: a
     shadow, of which only pairs tell. `scored`: what feedback says, of the candidate whose arm has this
-    index."""
+    index. `memory` None: it is not known; else nothing is proved before it has been judged."""
     bad = [Epoch(e.weight, e.incumbent.bad, e.candidate.bad) for e in epochs]
     threshold = log_threshold(policy.alpha, _number_of_alarms(policy))
     gates = [*_alarms(epochs, bad, policy, threshold), *paired_gates.alarms(epochs, policy, threshold)]
@@ -68,6 +70,10 @@ def judge(
     else:
         gates.append(paired_gates.slow_shadow(epochs, policy))
         proofs = [paired_gates.copies_proof(epochs, policy), paired_gates.compute_proof(epochs, policy)]
+    watched = []
+    if memory is not None and "memory" in policy.guardrails:
+        watched.append(memory_gate.judge(memory, policy))
+    gates += watched
     pairs = paired_gates.total(epochs)
     stops = [gate.message for gate in gates if gate.kind is Kind.ALARM and gate.verdict is Verdict.FAIL]
     holds = [gate.message for gate in gates if gate.kind is Kind.HOLD and gate.verdict is Verdict.FAIL]
@@ -77,7 +83,7 @@ def judge(
         gates=(*gates, *proofs),
         rollback="; ".join(stops),
         hold="; ".join(holds),
-        proved=bool(proofs) and all(gate.verdict is Verdict.PASS for gate in proofs),
+        proved=bool(proofs) and all(gate.verdict is Verdict.PASS for gate in (*proofs, *watched)),
         incumbent_requests=sum(e.incumbent.requests for e in epochs),
         incumbent_bad=sum(e.incumbent.bad for e in epochs),
         candidate_requests=sum(e.candidate.requests for e in epochs),
@@ -131,7 +137,7 @@ def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[flo
 
     if not policy.reverse:
         return by_arm
-    if policy.unit is Unit.HEADER:
+    if policy.is_sticky:
         return by_pair
     return lambda margin, more: max(by_arm(margin, more), by_pair(margin, more)) - log(2.0)
 
@@ -157,7 +163,7 @@ def _alarms(
     epochs: Sequence[EpochTally], bad: Sequence[Epoch], policy: Policy, threshold: float
 ) -> list[Gate]:
     found = []
-    if "errors" in policy.guardrails and not (policy.unit is Unit.HEADER and policy.reverse):
+    if "errors" in policy.guardrails and not (policy.is_sticky and policy.reverse):
         words = f"bad answers: {_versus(epochs, _errors)}"
         found.append(alarm("errors", attribution.log_e_harm(bad), threshold, words))
     for level in _levels(policy) if "latency" in policy.guardrails else ():
@@ -176,7 +182,7 @@ def _alarms(
 
 def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, ratio_since: int) -> list[Gate]:
     found = []
-    if policy.unit is Unit.NONE:  # sticky units come in lumps: requests then say nothing about the shares
+    if not policy.is_sticky:  # sticky units come in lumps: requests then say nothing about the shares
         sent = [Epoch(e.weight, e.incumbent.sent, e.candidate.sent) for e in epochs if e.number > ratio_since]
         log_e, threshold = ratio.log_e_mismatch(sent), log_threshold(policy.alpha)
         got = sum(e.candidate for e in sent if e.is_informative)
@@ -239,7 +245,7 @@ def _batch_s(profile: dict[int, float], rows: float) -> float:
 
 def _proofs(epochs: Sequence[EpochTally], policy: Policy) -> list[Gate]:
     errors = _errors_proof(epochs, policy)
-    if policy.unit is Unit.HEADER and policy.shadow:
+    if policy.is_sticky and policy.shadow:
         # Answers of sticky units prove nothing about latency; their copies do.
         return [errors, paired_gates.compute_proof(epochs, policy)]
     at = [(e, k) for e in epochs if (k := _proved_cut(e, policy)) is not None]
@@ -266,7 +272,7 @@ def _latency_proof(
     def log_e(more: float) -> float:
         return difference.log_e_safe(*_after(timed, slow, weight, more), margin)
 
-    if policy.unit is Unit.HEADER:
+    if policy.is_sticky:
         return _unprovable(name, log_e(0.0), threshold, words)
     return _proved(name, log_e, threshold, margin, words)
 
@@ -278,7 +284,7 @@ def _errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
         pairs = paired_gates.served(epochs)
         words = f"{words}; of its own that both ran {paired_gates.failed_words(pairs)}"
     name = "errors within margin"
-    if policy.unit is Unit.HEADER and not policy.reverse:
+    if policy.is_sticky and not policy.reverse:
         return _unprovable(name, log_e(policy.margin, 0.0), threshold, words)
     return _proved(name, lambda more: log_e(policy.margin, more), threshold, policy.margin, words)
 

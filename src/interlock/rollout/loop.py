@@ -13,12 +13,12 @@ from interlock.core.clock import Clock, monotonic
 from interlock.core.errors import InterlockError, LedgerError
 from interlock.core.letters import Desired, Report
 from interlock.core.model import Model, ModelSettings, Placement, Version
-from interlock.core.policy import Unit
 from interlock.core.state import ArmCounts, ArmKey
 from interlock.registry.ledger import Ledger
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.gate import Load
+from interlock.rollout.memory import Memory, Watch
 from interlock.rollout.metrics import MetricTally, Scores, Values
 from interlock.rollout.plan import (
     BLUE_GREEN,
@@ -74,9 +74,9 @@ class RolloutLoop:
     `reports` gives the latest Report of each connected process by its name; `publish` gets each new
     Desired. `settle` turns a model's settings in the ledger into those in force (the app file has the last
     word). `counts` reads the cumulative counts of the whole node; `crashes` how often a version ended its
-    process lately under the release that asks for it. `on_end` gets each release by evidence that was open
-    and has ended, whoever ended it. `feedback` is where metrics are read. `step` runs in a
-    thread, one at a time, and calls them all from there.
+    process lately under the release that asks for it; `memory` reads what its process, or (None) the workers,
+    hold. `on_end` gets each release by evidence that was open and has ended, whoever ended it. `feedback` is
+    where metrics are read. `step` runs in a thread, one at a time, and calls them all from there.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class RolloutLoop:
         counts: Counts = lambda: {},
         crashes: Callable[[Version], int] = lambda version: 0,
         on_end: Callable[[ReleaseRow], None] = lambda row: None,
+        memory: Memory = lambda version: None,
         feedback: Feedback | None = None,
         now_s: Callable[[], float] = time.time,
         clock: Clock = monotonic,
@@ -102,6 +103,7 @@ class RolloutLoop:
         self._counts = counts
         self._crashes = crashes
         self._on_end = on_end
+        self._memory = Watch(memory)
         self._feedback = feedback
         self._scores: dict[tuple[int, str], Scores] = {}
         self._now_s = now_s
@@ -159,6 +161,8 @@ class RolloutLoop:
         Raises: LedgerError.
         """
         acted = self._refresh()
+        if not self._open:
+            self._memory.look(self._clock())
         counts = self._counts() if any(_is_counted(row) for row in self._open) else {}
         self.looked = {
             model: look for model, look in self.looked.items() if model in {row.model for row in self._open}
@@ -322,6 +326,7 @@ class RolloutLoop:
             crashes=self._crashes(version),
             load=None if rate_per_s is None else Load(rate_per_s, places, version.profile.batch_s),
             scored=self._scored(row, live.number, epochs, counts),
+            memory=self._memory.views(row, live, self._ledger.version, counts, rate_per_s, now_s),
         )
 
     def _scored(
@@ -338,7 +343,7 @@ class RolloutLoop:
         self._feedback.take_in()  # all that came until then is in the database now
         versions = [live, *([arm.version for arm in policy.arms] or [row.number])]
         # Of units that stick to an arm one value counts each; how many units asked is not known.
-        asked = sent_by_arm(row, versions, epochs, counts) if policy.unit is Unit.NONE else {}
+        asked = {} if policy.is_sticky else sent_by_arm(row, versions, epochs, counts)
         self._scores = {key: one for key, one in self._scores.items() if key[0] in {r.id for r in self._open}}
         found = []
         for metric in policy.metrics:
@@ -359,6 +364,7 @@ class RolloutLoop:
             still_open = {release.id for release in self._open}
             self._states = {id: seen for id, seen in self._states.items() if id in still_open}
             self._traffic = {id: seen for id, seen in self._traffic.items() if id in still_open}
+            self._memory.forget(still_open)
             self._states[row.id] = entered
         return entered[1], entered[2]
 

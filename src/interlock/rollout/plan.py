@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from interlock.core.policy import Policy, Undecided, Unit
+from interlock.core.policy import Policy, Undecided
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
 from interlock.rollout.ab import judge_all, proofs
@@ -161,9 +161,15 @@ def judged(snapshot: Snapshot) -> Judgement | None:
     row, ramp = snapshot.release, snapshot.ramp
     if row.strategy == AB:
         each = (ramp.epochs, *ramp.others)
-        return judge_all(each, policy_of(row), ramp.load, row.resumed_epoch, ramp.scored)
+        return judge_all(each, policy_of(row), ramp.load, row.resumed_epoch, ramp.scored, ramp.memory)
     return judge(
-        ramp.epochs, policy_of(row), ramp.load, row.resumed_epoch, row.strategy != SHADOW, ramp.scored
+        ramp.epochs,
+        policy_of(row),
+        ramp.load,
+        row.resumed_epoch,
+        row.strategy != SHADOW,
+        ramp.scored,
+        memory=ramp.memory[0] if ramp.memory else None,
     )
 
 
@@ -261,7 +267,7 @@ def _ramp(snapshot: Snapshot) -> Action:
     if found.weight == 0.0:
         return Pause(_too_little(snapshot, found), weight=0.0)
     if found.weight < row.weight:
-        if policy.unit is Unit.HEADER:  # a smaller share would send units back and forth
+        if policy.is_sticky:  # a smaller share would send units back and forth
             return Pause(_too_little(snapshot, found), weight=0.0)
         return Weight(found.weight, ramp.next_cuts, f"the harm budget allows only {found.weight:g}")
     late = [w.process for w in snapshot.workers if not w.connected or w.seen_revision < snapshot.revision]

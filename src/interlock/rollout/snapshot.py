@@ -6,6 +6,7 @@ from interlock.core.letters import Report, VersionStatus
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.gate import Load
+from interlock.rollout.memory import MemoryView
 from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import EpochTally
 
@@ -36,8 +37,9 @@ class RampView(msgspec.Struct, frozen=True):
     """What a canary adds to a snapshot. `now_s` is Unix time, as in the ledger; `epochs` those so far with
     their counts; `rate_per_s` the requests of the model, None while it is not measured yet; `next_cuts`
     those of an epoch that would begin now; `crashes` how often the candidate ended its process lately under
-    this release; `scored` what feedback says; `others` the epochs of the candidates of an A/B test beyond the
-    first."""
+    this release; `load` what the utilisation is projected from; `scored` what feedback says; `others` the
+    epochs of the candidates of an A/B test beyond the first; `memory` what each candidate's process held,
+    None where that is not known."""
 
     now_s: float
     epochs: tuple[EpochTally, ...] = ()
@@ -47,6 +49,7 @@ class RampView(msgspec.Struct, frozen=True):
     load: Load | None = None
     scored: tuple[MetricTally, ...] = ()
     others: tuple[tuple[EpochTally, ...], ...] = ()
+    memory: tuple[MemoryView | None, ...] = ()
 
 
 class Variant(msgspec.Struct, frozen=True):

@@ -49,6 +49,7 @@ class Target:
         "model",
         "settings",
         "slot",
+        "unit_field",
         "version",
     )
 
@@ -70,7 +71,8 @@ class Target:
         self.arm = arm
         self.slot = slot
         self.codec: Any = None
-        self.fixed = arm.index == DIRECT_ARM or _only_arm(route) is arm
+        self.unit_field = route.unit_field if arm.index != DIRECT_ARM else None
+        self.fixed = arm.index == DIRECT_ARM or (route.only_arm is arm and self.unit_field is None)
         # Where units stick to an arm, their ids say which requests are of one unit.
         self._salt = route.salt if route.sticky and len(route.arms) > 1 and arm in route.arms else None
         self._prefix = prefix
@@ -139,7 +141,7 @@ class _Entry:
         self.by_arm = by_arm
         self.by_number = by_number
         # With one arm, or all others at weight 0, the route has nothing to choose.
-        only = _only_arm(route)
+        only = route.only_arm
         self.only = by_arm[only.index] if only is not None else None
 
 
@@ -393,17 +395,5 @@ class Infer:
                 return Quarantined(
                     f"version {status.number} of model '{model}' is quarantined: {status.reason}", 60.0
                 )
-        state = "; ".join(_how(status) for status in mine)
+        state = "; ".join(status.words for status in mine)
         return NotReady(f"model '{model}' is not ready: {state or 'no version is loaded yet'}")
-
-
-def _only_arm(route: Route) -> Arm | None:
-    """The arm that answers everybody; None if there are several."""
-    open_arms = [arm for arm in route.arms if arm.weight > 0.0]
-    return open_arms[0] if len(open_arms) == 1 else None
-
-
-def _how(status: VersionStatus) -> str:
-    if status.state is VersionState.READY:  # until all workers have it, no route leads to it
-        return f"version {status.number} is loaded and about to go live"
-    return f"version {status.number} is {status.state.value} {status.reason}".strip()

@@ -39,6 +39,7 @@ class Client(Protocol):
     model: str
     settings: ModelSettings
     slot: Slot
+    unit_field: str | None
     version: Version
 
     def ids(self, jobs: Sequence[tuple[Request, object]]) -> Iterator[bytes]: ...
@@ -104,6 +105,7 @@ class Mirrored:
         self.arm = client.arm
         self.slot = client.slot
         self.fixed = client.fixed
+        self.unit_field = client.unit_field
         self.codec: Any = None
         self.pairs = pairs
         self.was_unsent = False

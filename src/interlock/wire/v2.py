@@ -14,6 +14,7 @@ import msgspec
 
 from interlock.codec.v2infer import Codec
 from interlock.codec.v2json import parse
+from interlock.codec.v2unit import unit_field
 from interlock.core.errors import (
     InterlockError,
     InvalidRequest,
@@ -142,6 +143,7 @@ class V2:
         jobs: list[tuple[Request, Call]] = []
         by_target: dict[Target, list[tuple[Request, Call]]] = {}
         known: _Facts | None = None
+        unit: bytes | None = None
         for exchange in exchanges:
             if exchange.state:
                 continue  # its client has gone
@@ -155,6 +157,11 @@ class V2:
                     if facts.may_grow:
                         self._check_json(len(exchange.body))
                     target = choose(facts.model, facts.number, facts.unit)
+                    unit = facts.unit
+                    if target.unit_field is not None:
+                        field = unit_field(target.unit_field)
+                        unit = field.read(exchange.body, facts.header_length)
+                        target = choose(facts.model, facts.number, unit)
                     codec = target.codec or self._codec(target)
                     settings = target.settings
                     jobs = by_target.get(target) or by_target.setdefault(target, [])
@@ -190,7 +197,7 @@ class V2:
                 facts.number,
                 answer.names,
                 client_id,
-                facts.unit,
+                unit,
                 facts.tenant,
                 facts.segment,
                 settings.priority if urgency is None else urgency,

@@ -13,11 +13,14 @@ from interlock.core.state import ArmCounts, ArmKey
 
 class Target(Protocol):
     """The version that was chosen for one request. `fixed`: in this turn of the loop the same question is
-    answered alike. `codec` is for the protocol to keep its own; `submit` returns no tickets where all are
-    answered; `invalid` counts what could not be decoded, `unsent` an answer that could not be encoded."""
+    answered alike. `unit_field`: the field of the request's parameters that holds its unit, by which the
+    target is to be chosen again; None: what chose it was all there is. `codec` is for the protocol to keep
+    its own; `submit` returns no tickets where all are answered; `invalid` counts what could not be decoded,
+    `unsent` an answer that could not be encoded."""
 
     codec: Any
     fixed: bool
+    unit_field: str | None
 
     @property
     def model(self) -> str: ...

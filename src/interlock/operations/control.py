@@ -1,20 +1,19 @@
-"""Decides where a command's question goes: to the admin API of a node, or to the home folder itself."""
+"""Decides where a question about releases goes: to the admin API of a node, or to the home folder itself."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from interlock.cli.http import TIMEOUT_S, call, error_of
 from interlock.core.errors import InterlockError, NodeUnreachable
 from interlock.operations.discovery import find_node, read_token
+from interlock.operations.http import TIMEOUT_S, call, error_of
 from interlock.operations.status import ModelSummary, Quarantine, Status, VersionSummary
 from interlock.registry.rows import Event, ReleaseRow
 
@@ -73,28 +72,6 @@ def open_control(home: Path, url: str | None) -> Iterator[Control]:
         yield HomeControl(context)
     finally:
         context.close()
-
-
-def names_for_completion(home: Path, url: str | None) -> list[str]:
-    """The models of a running node, for a shell; nothing where that would take long or go wrong."""
-    try:
-        node = None if url else find_node(home)
-        if not url and node is None:
-            return []
-        with open_control(home, url) as control:
-            return [model.name for model in control.status().models]
-    except (InterlockError, OSError):
-        return []
-
-
-def near_names(name: str, home: Path, url: str | None) -> list[str]:
-    """The models whose names are much like `name`, likest first; none where they cannot be listed."""
-    try:
-        with open_control(home, url) as control:
-            known = [model.name for model in control.status().models]
-    except (InterlockError, OSError):
-        return []
-    return [found for found in get_close_matches(name, known, n=3) if found != name]
 
 
 class AdminControl:
