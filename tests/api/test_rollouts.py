@@ -77,7 +77,7 @@ def test_a_certificate_and_why_there_is_none(ctx: Context) -> None:
 def test_a_record_that_cannot_be_read_is_an_error_that_says_so(ctx: Context) -> None:
     row = begun(ctx, SHADOW)
     newer = {"decision": 99, "snapshot": {"another": "shape"}, "action": {"type": "conjure"}}
-    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=1.0)
+    ctx.ledger.advance(row.id, ReleaseState.ROLLING_BACK, "x", newer, time_s=row.requested_s + 1.0)
     with served(ctx, NODE) as api:
         code, body = api.ask("GET", f"/api/releases/{row.id}/certificate")
         assert (code, body["error"]["code"]) == (500, "LedgerError")

@@ -109,6 +109,7 @@ class Executor:
         self.incarnation = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._lifeline = -1
+        self.linger_s = 10.0
 
     def be(self, version: Version) -> None:
         """Execute this version from the next start on."""
@@ -121,7 +122,7 @@ class Executor:
         self.incarnation += 1
         reading, self._lifeline = os.pipe()
         args = ProcessArgs(
-            NodeConfig(self.home), "x-m-1", self.incarnation, reading,
+            NodeConfig(self.home, drain_s=self.linger_s), "x-m-1", self.incarnation, reading,
             version_key=self.version.key if version_key is None else version_key,
         )  # fmt: skip
         with self.log.open("ab") as log:

@@ -269,20 +269,44 @@ async def test_what_the_model_prints_goes_to_the_log_and_a_closed_stdout_harms_n
     assert await place.works()
     assert executor.process is not None
     executor.process.terminate()
-    assert executor.wait() == 0
     await place.place.close()
+    assert executor.wait() == 0
 
 
-async def test_sigterm_finishes_the_running_batch(executor: Executor) -> None:
-    place = executor.place()
-    await place.connect()
-    running = place.command(say.SLOW)
+async def test_who_is_told_to_leave_answers_until_its_workers_have_left(executor: Executor) -> None:
+    """Each has its own time at which it reads that the version goes, and what it has sent until then."""
+    early, late = executor.place(), executor.place()
+    await early.connect()
+    await late.connect()
+    running = late.command(say.SLOW)
     await until(lambda: _phase(executor) is Phase.RUNNING)
     assert executor.process is not None
     executor.process.terminate()
+    await early.place.close()
     assert isinstance(await running, dict)
+    for _ in range(20):
+        assert await late.works()
+    assert executor.process.poll() is None
+    await late.place.close()
     assert executor.wait() == 0
-    await place.place.close()
+
+
+async def test_a_worker_that_does_not_leave_holds_nobody_up_for_ever(interlock_home: Path) -> None:
+    executor = Executor(interlock_home)
+    executor.linger_s = 0.5
+    executor.start()
+    try:
+        place = executor.place()
+        await place.connect()
+        running = place.command(say.SLOW)
+        await until(lambda: _phase(executor) is Phase.RUNNING)
+        assert executor.process is not None
+        executor.process.terminate()
+        assert isinstance(await running, dict)
+        assert executor.wait() == 0
+        await place.place.close()
+    finally:
+        executor.stop()
 
 
 async def test_an_orphan_finishes_its_batch_and_leaves(executor: Executor) -> None:

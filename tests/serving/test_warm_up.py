@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from interlock.core.errors import LoadFailed
 from interlock.core.model import Capabilities, Signature, Tensors, TensorSpec, Version
 from interlock.runtime.catalog import runtime_of
-from interlock.serving.executor_host import warm_up
+from interlock.serving.warm_up import warm_up
 from tests.runtime import models
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1, 2))

@@ -21,8 +21,9 @@ from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block, block_path
-from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path, warm_up
+from interlock.serving.executor_host import EXIT_LOAD_FAILED, Host, listen, reason_path
 from interlock.serving.memory import want_memory
+from interlock.serving.warm_up import warm_up
 
 REFUSE_S = 2.0
 """How long an executor that could not load its version tells workers why, before it ends."""
@@ -55,7 +56,7 @@ def main(args: ProcessArgs, loading: Pace, reading: Pace) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Workers may connect from now on, and wait for the load without asking again and again.
     listener = listen(path)
-    host = Host(listener, version, block, args.lifeline_fd)
+    host = Host(listener, version, block, args.lifeline_fd, args.config.drain_s)
     try:
         return _serve(args, loading, reading, version, host, block, listener)
     finally:

@@ -6,7 +6,6 @@ hangs, and sees when the supervisor is gone. Against a model that holds the inte
 even that thread can run, there is a timer of the kernel's.
 """
 
-import itertools
 import logging
 import os
 import select
@@ -15,15 +14,14 @@ import socket
 import sys
 import threading
 import time
+from math import inf
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from interlock.core.errors import ConfigError, LoadFailed, MalformedMessage, OutputMismatch
-from interlock.core.model import DATATYPES, Tensors, Version
+from interlock.core.errors import ConfigError, MalformedMessage
+from interlock.core.model import Tensors, Version
 from interlock.runtime.protocol import Loaded, Streams, streams_of
-from interlock.serving.batch import Expected
 from interlock.serving.block import Block
 from interlock.serving.executor_arena import (
     CANCEL,
@@ -90,34 +88,6 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def warm_up(loaded: Loaded, version: Version) -> None:
-    """One predict, or the first part of a stream if it has any, on zeros (empty strings) of the signature's
-    shapes, one row. Raises: what the model does; LoadFailed, also for an answer that does not fit the
-    signature here."""
-    inputs: Tensors = {}
-    for spec in version.signature.inputs:
-        dtype = DATATYPES[spec.datatype]
-        shape = [max(length, 1) for length in spec.shape]
-        fill = b"" if spec.datatype == "BYTES" else dtype.type(0)
-        inputs[spec.name] = np.full(shape, fill, dtype)
-    signature, answers = version.signature, list[Tensors]()
-    try:
-        if version.capabilities.streaming:
-            signature = msgspec.structs.replace(signature, batch_axis=None)  # a part has any number of rows
-            parts = streams_of(loaded, version).stream(inputs)
-            answers.extend(itertools.islice(parts, 1))
-            parts.close()
-        elif inputs:
-            answers.append(loaded.predict(inputs))
-        for answer in answers:
-            wrong = Expected(signature).wrong(checked(answer), None, 1)
-            if wrong is not None:
-                raise wrong
-    except OutputMismatch as error:
-        why = "its libraries may not be those that it was registered with"
-        raise LoadFailed(f"warm-up failed: {error.message}; {why}") from error
-
-
 class Watch:
     """The second thread. `kill_at_s` (monotonic; 0: none) is when the running batch counts as hung."""
 
@@ -153,7 +123,12 @@ class Host:
     """Serves one loaded version to every worker that connects, or tells each why it cannot."""
 
     def __init__(
-        self, listener: socket.socket, version: Version, block: Block, lifeline_fd: int = -1
+        self,
+        listener: socket.socket,
+        version: Version,
+        block: Block,
+        lifeline_fd: int = -1,
+        linger_s: float = 10.0,
     ) -> None:
         self._listener = listener
         self._version = version
@@ -161,7 +136,8 @@ class Host:
         self._loaded: Loaded | None = None
         self._streams: Streams | None = None
         self._refusal = ""
-        self._leaving = False
+        self._linger_s = linger_s
+        self._leave_by_s = inf
         self._peers: dict[int, _Worker] = {}
         self._poll = select.poll()
         self._poll.register(listener, select.POLLIN)
@@ -178,8 +154,9 @@ class Host:
         return self._watch.orphaned
 
     def leave(self, *_: object) -> None:
-        """Finish the running batch and return from `serve`. A signal handler may call this."""
-        self._leaving = True
+        """Serve on until every worker has left, each when it has given the version up, at most for
+        `linger_s`; then finish the running batch and return from `serve`. A signal handler may call this."""
+        self._leave_by_s = min(self._leave_by_s, time.monotonic() + self._linger_s)
         try:
             os.write(self._wake_fd, b"\0")
         except OSError:
@@ -195,18 +172,19 @@ class Host:
         self._loaded = loaded
         if self._version.capabilities.streaming:
             self._streams = streams_of(loaded, self._version)
-        self._serve(None)
+        self._serve(inf)
 
-    def _serve(self, until_s: float | None) -> None:
+    def _serve(self, until_s: float) -> None:
         poll, listener_fd = self._poll, self._listener.fileno()
-        while not (self._leaving or self._watch.orphaned):
+        while (self._peers or self._leave_by_s == inf) and not self._watch.orphaned:
             events = poll.poll(0)
             if not events:
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
-                wait_s = None if until_s is None else until_s - time.monotonic()
-                if wait_s is not None and wait_s <= 0:
-                    return
-                events = poll.poll(None if wait_s is None else wait_s * 1000 + 1)
+            wait_s = min(until_s, self._leave_by_s) - time.monotonic()
+            if wait_s <= 0:
+                return
+            if not events:
+                events = poll.poll(None if wait_s == inf else wait_s * 1000 + 1)
             for fd, event in events:
                 if fd == listener_fd:
                     self._accept()
@@ -237,13 +215,13 @@ class Host:
                     worker.inputs[slot] = arena
                 head = read_head(worker.inputs[slot], at, size)
                 if kind == RUN and worker.welcome:
-                    if self._leaving:
+                    if time.monotonic() >= self._leave_by_s:
                         return  # not begun: the worker takes it to the next incarnation
                     self._run(worker, slot, sequence, _run.decode(head))
                 elif kind == HELLO:
                     self._greet(worker, _hello.decode(head))
                 elif kind == STREAM and worker.welcome and self._streams is not None:
-                    if self._leaving:
+                    if time.monotonic() >= self._leave_by_s:
                         return
                     # What arrives meanwhile and is not for the stream goes to the end of `frames`.
                     self._stream(worker, slot, sequence, _run.decode(head), self._streams, frames)

@@ -22,7 +22,6 @@ from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block
 from interlock.serving.executor import ExecutorPlace
-from interlock.serving.executor_host import warm_up
 from interlock.serving.infer import Infer
 from interlock.serving.lane import Lane
 from interlock.serving.memory import want_memory
@@ -41,6 +40,7 @@ from interlock.serving.versions import (
     plan,
     why_not_mirrored,
 )
+from interlock.serving.warm_up import warm_up
 
 LOAD_LIMIT_S = 120.0
 DRAIN_POLL_S = 0.02
