@@ -38,6 +38,7 @@ def test_a_version_that_fails_on_three_requests_in_ten_comes_back_by_itself(inte
         assert seen["release.failed"].time_s - seen["release.rolling_back"].time_s < 1.0
 
 
+@pytest.mark.beside
 def test_a_version_that_ends_its_process_is_rolled_back_at_once(interlock_home: Path) -> None:
     with serving(interlock_home, ENDS) as (_, ledger, traffic):
         row = ended(ledger, start(ledger))
@@ -60,6 +61,7 @@ def test_a_good_version_is_promoted_by_evidence_though_control_is_killed_twice(i
         assert "within margin" in kinds(ledger, release)["release.switching"].body["reason"]
 
 
+@pytest.mark.beside
 def test_what_a_person_does_is_done(interlock_home: Path) -> None:
     never = Policy(margin=1e-5)  # proved after half a million requests at the earliest
     with serving(interlock_home, "pass") as (_, ledger, traffic):
