@@ -87,11 +87,14 @@ check: $(installed)  ## format, lint, types, structure, doctests and the quick t
 format: $(installed)  ## rewrite the files as ruff wants them
 	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .
 
-# Two passes: what starts real nodes runs alone, so that its timings and its ports are its own.
+# Three passes, the second and third for what starts real nodes and processes. A test that says that it may run
+# beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
 test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
-	@echo "make: the tests that start real nodes, one at a time"
-	@$(bin)/pytest -q -m 'server and not soak' $(ARGS)
+	@echo "make: the tests that start real nodes and may run beside another, two at a time"
+	@$(bin)/pytest -q -n 2 --dist loadfile -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
+	@echo "make: the others that start real nodes, one at a time"
+	@$(bin)/pytest -q -o testpaths=tests -m 'server and not beside and not soak' $(ARGS)
 
 bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(call need,wrk,wrk)

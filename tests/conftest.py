@@ -1,6 +1,7 @@
 """Owns what tests of every folder share: a home of their own, and the foreign clients' interpreters."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ settings.load_profile("interlock")
 collect_ignore_glob = ["clients/*_calls.py"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the modules without a server test where only those are asked for: to import them all takes
+    longer than most tests."""
+    if not config.getoption("markexpr").startswith("server") or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text()
+    return None if "mark.server" in text or "kserve_python" in text else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +55,27 @@ def interlock_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv("INTERLOCK_HOME", str(home))
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield home
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: it takes seconds each time."""
+    from interlock.operations.context import opened
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with opened(folder) as context:
+            assert context.registry.models() == []
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def home_with_store(interlock_home: Path, empty_store: Path) -> Path:
+    """The home of the test, with a registry in which nothing is registered."""
+    interlock_home.mkdir(mode=0o700, exist_ok=True)
+    shutil.copy(empty_store, interlock_home / "mlflow.db")
+    return interlock_home
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 """A model's own code sleeps, hangs, grows, exits or raises: the answer is an error in time, and nobody else
-notices. The node is started, and the models are registered, the way a user does both."""
+notices. The node is started, and the models are registered, as a user does: by command, by program."""
 
 import http.client
 import json
@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper, save
 
+import interlock
+from interlock.operations.context import opened
+from interlock.operations.release import release_now
 from tests.app.nodes import until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
@@ -90,7 +93,7 @@ class CommandLine:
     def register_python(self, name: str) -> None:
         path = self.desk / f"{name}.py"
         path.write_text(MODEL.format(name=name, sleep=SLEEP, hang=HANG, grow=GROW, exit=EXIT, raises=RAISE))
-        self.good("register", name, f"{path}:Model")
+        interlock.register(name, f"{path}:Model", home=self.home)
 
     def register_onnx(self, name: str) -> None:
         two = helper.make_tensor("k", TensorProto.FLOAT, [1], [2.0])
@@ -103,7 +106,7 @@ class CommandLine:
         )
         path = self.desk / f"{name}.onnx"
         save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-        self.good("register", name, str(path))
+        interlock.register(name, path, home=self.home)
 
     def up(self) -> None:
         ports = ("--http-port", "0", "--admin-port", "0")
@@ -155,8 +158,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     line.register_onnx("plain")
     for name in ("bad", "brittle"):
         line.register_python(name)
-        line.good("release", name, "--now")
-    line.good("release", "plain", "--now")
+    with opened(home) as ctx:
+        for name in ("bad", "brittle", "plain"):
+            release_now(ctx, name, None)
     try:
         line.up()
         yield line

@@ -12,7 +12,7 @@ from interlock.registry.ledger import Ledger
 from interlock.registry.rows import ReleaseState
 from tests.app.nodes import SIGNATURE, RunningNode, put_onnx
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.server, pytest.mark.beside, pytest.mark.timeout(180)]
 
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "no memory": ({"profile": Profile(resident_bytes=1 << 60)}, "MB of memory, "),

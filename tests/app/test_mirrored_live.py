@@ -92,6 +92,7 @@ def check_nobody_heard_of_it(traffic: Traffic) -> None:
     assert traffic.failed == 0 and set(traffic.answers) == {(200, 3)}, traffic.answers
 
 
+@pytest.mark.beside
 def test_a_shadow_of_a_good_version_passes_and_answers_nobody(interlock_home: Path) -> None:
     with serving(interlock_home, "pass") as (node, ledger, traffic):
         row = ended(ledger, as_asked(ledger, strategy=SHADOW))
@@ -114,6 +115,7 @@ def test_a_shadow_of_a_good_version_passes_and_answers_nobody(interlock_home: Pa
         assert counted(interlock_home, row.id, "2", CANDIDATE).dispatched == 0
 
 
+@pytest.mark.beside
 def test_a_shadow_of_a_version_that_fails_on_three_requests_in_ten_fails_unheard(
     interlock_home: Path,
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_shadow_of_a_version_that_fails_on_three_requests_in_ten_fails_unheard
         assert counted(interlock_home, row.id, "2", CANDIDATE).dispatched == 0
 
 
+@pytest.mark.beside
 def test_the_default_canary_of_a_version_that_fails_on_one_request_in_twenty_is_caught_in_its_shadow(
     interlock_home: Path,
 ) -> None:
@@ -152,6 +155,7 @@ def test_the_default_canary_of_a_version_that_fails_on_one_request_in_twenty_is_
         assert 0.01 < pairs.worse / ran(pairs) < 0.15
 
 
+@pytest.mark.beside
 def test_the_shield_answers_for_a_candidate_that_fails_and_each_failure_is_counted(
     interlock_home: Path,
 ) -> None:

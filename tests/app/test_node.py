@@ -96,6 +96,7 @@ def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Pa
     ledger.close()
 
 
+@pytest.mark.beside
 def test_a_release_asked_for_while_no_node_ran_is_carried_out_at_the_start(home: Path) -> None:
     ledger = Ledger(home / "ledger.db")
     ledger.request_release("iris", "2", "now", time.time())
@@ -146,6 +147,7 @@ def test_an_orphan_that_does_not_leave_is_killed_and_what_is_left_of_a_node_remo
     assert [path.name for path in run.iterdir() if path.is_file()] == ["worker-0.desired.json"]
 
 
+@pytest.mark.beside
 def test_a_second_node_in_the_same_home_is_refused_with_the_pid_of_the_first(home: Path) -> None:
     with RunningNode(home) as node:
         node.wait_ready()
@@ -155,6 +157,7 @@ def test_a_second_node_in_the_same_home_is_refused_with_the_pid_of_the_first(hom
         assert node.is_ready()
 
 
+@pytest.mark.beside
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -178,6 +181,7 @@ def test_a_port_shared_by_another_node_is_in_use_too() -> None:
         opened.close()
 
 
+@pytest.mark.beside
 def test_a_host_that_is_not_of_this_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match=re.escape("'192.0.2.1'")):
         open_admin_socket("192.0.2.1", 0)
@@ -225,6 +229,7 @@ FORKING = """__import__("subprocess").Popen(["sleep", "600"])
         __import__("multiprocessing").get_context("fork").Process(target=time.sleep, args=(600,)).start()"""
 
 
+@pytest.mark.beside
 def test_every_request_may_leave_a_line_with_its_id(home: Path) -> None:
     with RunningNode(home, access_log_every=1) as node:
         node.wait_ready()
@@ -282,6 +287,7 @@ def test_memory_that_the_model_cannot_be_refused_ends_its_process_and_nothing_el
         until(lambda: node.answers("slow", 20.0), "the version after its restart")
 
 
+@pytest.mark.beside
 def test_an_app_file_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -330,6 +336,7 @@ def test_no_request_fails_while_versions_are_swapped_and_the_node_drains_when_it
         assert failures == [] and min(answered.values()) > 0
 
 
+@pytest.mark.beside
 def test_ctrl_c_reaches_the_supervisor_alone_and_it_stops_in_order(home: Path) -> None:
     with RunningNode(home) as node:
         node.wait_ready()
@@ -343,6 +350,7 @@ def test_ctrl_c_reaches_the_supervisor_alone_and_it_stops_in_order(home: Path) -
         assert "Traceback" not in node.log.read_text() + log_of(home, "worker-0") + log_of(home, "control")
 
 
+@pytest.mark.beside
 def test_the_token_is_on_no_command_line_and_in_no_log(home: Path) -> None:
     token = "a-token-that-nobody-guesses"
     folder = run_folder(home)

@@ -13,7 +13,7 @@ import pytest
 import interlock
 from tests.app.nodes import RunningNode, until
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.beside]
 
 SOURCE = """
 class Twice:

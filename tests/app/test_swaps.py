@@ -17,6 +17,9 @@ from benchmarks.process import resident_mb
 from benchmarks.request import Request
 from interlock.core.letters import decode_desired
 from interlock.core.model import Placement
+from interlock.operations.context import opened
+from interlock.operations.register import register
+from interlock.operations.release import release_now
 
 ROWS = [6.3, 3.3, 6.0, 2.5]
 QUIET_S = 3.0
@@ -55,14 +58,14 @@ def serving(node: Node) -> float:
         time.sleep(0.05)
 
 
-def swap_under_load(node: Node, swaps: int, rate: float) -> dict[str, float]:
+def swap_under_load(node: Node, swaps: int, rate: float, quiet_s: float) -> dict[str, float]:
     """Swap between versions 1 and 2, with requests from another process all the while."""
     request = Request(node.url("/v2/models/model/infer"), v2_body(ROWS), JSON)
     load = OpenLoopProcess(request, rate, 3600, connections=16, spin_us=100, core=None)
     took_s: list[float] = []
     resident: list[float] = []
     try:
-        time.sleep(1.0 + QUIET_S)  # the generator starts, then the quiet part to compare with
+        time.sleep(1.0 + quiet_s)  # the generator starts, then the quiet part to compare with
         began_s = time.monotonic()
         for index in range(swaps):
             assert load.running(), load.finish()
@@ -72,7 +75,7 @@ def swap_under_load(node: Node, swaps: int, rate: float) -> dict[str, float]:
         result, timeline = load.end()
     finally:
         load.stop()
-    quiet, during = timeline.between(began_s - QUIET_S, began_s), timeline.between(began_s, ended_s)
+    quiet, during = timeline.between(began_s - quiet_s, began_s), timeline.between(began_s, ended_s)
     assert result.failures == {} and result.ok == result.sent > rate, result
     assert quiet.p99_ms is not None and during.p99_ms is not None and during.max_ms is not None
     return {
@@ -90,17 +93,20 @@ def swap_under_load(node: Node, swaps: int, rate: float) -> dict[str, float]:
     }
 
 
-def run(folder: Path, write: Write, swaps: int, rate: float, placement: Placement) -> dict[str, float]:
-    with Node(folder / "home", cores="0,1") as node:
-        for number in (1, 2):
-            node.register("model", write(folder / f"v{number}.onnx", number))
-        node.release("model", "1")
+def run(
+    home: Path, write: Write, swaps: int, rate: float, placement: Placement, quiet_s: float
+) -> dict[str, float]:
+    with Node(home, cores="0,1") as node:
+        with opened(node.home) as ctx:
+            for number in (1, 2):
+                register(ctx, "model", write(home.parent / f"v{number}.onnx", number))
+            release_now(ctx, "model", "1")
         node.up()
         node.wait_ready("model")
         node.swap("model", "2")  # each was loaded once before it is measured
-        desired = decode_desired((folder / "home" / "run" / "worker-0.desired.json").read_bytes())
+        desired = decode_desired((home / "run" / "worker-0.desired.json").read_bytes())
         assert desired.models[0].versions[0].placement is placement, "chosen by size"
-        seen = swap_under_load(node, swaps, rate)
+        seen = swap_under_load(node, swaps, rate, quiet_s)
     print(f"\n{swaps} swaps: " + ", ".join(f"{name} {value:.4g}" for name, value in seen.items()))
     return seen
 
@@ -114,9 +120,9 @@ def run(folder: Path, write: Write, swaps: int, rate: float, placement: Placemen
     ids=["iris", "100 MB"],
 )
 def test_swaps_under_load_fail_no_request(
-    tmp_path: Path, write: Write, swaps: int, rate: float, placement: Placement
+    home_with_store: Path, write: Write, swaps: int, rate: float, placement: Placement
 ) -> None:
-    seen = run(tmp_path, write, swaps, rate, placement)
+    seen = run(home_with_store, write, swaps, rate, placement, quiet_s=0.5)  # nothing goes by it here
     if swaps > SETTLED_AFTER:
         assert seen["end MB"] < seen["settled MB"] * 1.10 + 2.0
 
@@ -134,8 +140,8 @@ def test_swaps_under_load_fail_no_request(
     ids=["200 of iris", "20 of 100 MB", "1000 of iris"],
 )
 def test_many_swaps_leave_memory_flat_and_p99_bounded(
-    tmp_path: Path, write: Write, swaps: int, rate: float, placement: Placement
+    home_with_store: Path, write: Write, swaps: int, rate: float, placement: Placement
 ) -> None:
-    seen = run(tmp_path, write, swaps, rate, placement)
+    seen = run(home_with_store, write, swaps, rate, placement, QUIET_S)
     assert seen["end MB"] < seen["settled MB"] * 1.05 + 2.0
     assert seen["p99 ratio"] < 3.0

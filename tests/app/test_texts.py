@@ -10,7 +10,7 @@ from interlock.operations.context import opened
 from interlock.operations.register import register
 from tests.app.nodes import RunningNode
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.beside]
 
 SHOUT = """
 import numpy as np
@@ -31,15 +31,15 @@ WORDS = np.array([[b"a"], ["räksmörgås".encode()], [b""], [b"z\0"]], object)
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_a_plain_python_model_sees_bytes(binary: bool, interlock_home: Path, tmp_path: Path) -> None:
+def test_a_plain_python_model_sees_bytes(binary: bool, home_with_store: Path, tmp_path: Path) -> None:
     (tmp_path / "shout.py").write_text(SHOUT)
-    with opened(interlock_home) as ctx:
+    with opened(home_with_store) as ctx:
         # Once on rows that the checks make up, once on given ones.
         register(ctx, "shout", tmp_path / "shout.py")
         np.savez(tmp_path / "rows.npz", word=WORDS.astype("S"))
         row = register(ctx, "shout", tmp_path / "shout.py", data=tmp_path / "rows.npz")
         assert row.number == "2" and not row.report.generated
-    with RunningNode(interlock_home) as node:
+    with RunningNode(home_with_store) as node:
         node.wait_ready()
         assert node.release("shout", "2").state == "done"
         with InferenceServerClient(f"127.0.0.1:{node.node.http_port}") as client:

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from interlock.cli.main import cli
 from interlock.operations.context import Context
+from interlock.registry.rows import RampEpoch, ReleaseState
 from tests.api.servers import served
 from tests.operations.homes import a_home, a_node, a_report, register_in_mlflow, release_and_carry_out
 
@@ -62,6 +63,21 @@ def test_shares_are_equal_and_the_version_alone_gets_half(ctx: Context) -> None:
     alone = asked(ctx, "3", "--ab", "--metric", "click", "--unit", "none")
     assert alone["policy"]["arms"] == [{"version": "3", "weight": 0.5}]
     assert (alone["number"], alone["policy"]["unit"]) == ("3", "none")
+
+
+def test_promoted_by_hand_is_only_what_can_be_meant(ctx: Context) -> None:
+    assert run("--ab", "--arm", "2", "--arm", "3", "--metric", "click").exit_code == 0
+    (row,) = ctx.ledger.open_releases()
+    ctx.ledger.advance(row.id, ReleaseState.PREPARING, time_s=row.requested_s)
+    ctx.ledger.advance(
+        row.id, ReleaseState.RAMPING, time_s=row.requested_s, epoch=RampEpoch(1, 0.6, (), row.requested_s)
+    )
+    done = CliRunner().invoke(cli, ["promote", "iris"])
+    assert done.exit_code == 1 and "compares versions 2, 3 with the live one" in done.stderr
+    assert CliRunner().invoke(cli, ["pause", "iris"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["resume", "iris"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["rollback", "iris"]).exit_code == 0
+    assert ctx.ledger.release(row.id).state is ReleaseState.ROLLING_BACK
 
 
 def test_metrics_of_the_policy_file_are_used_and_those_of_the_command_win(ctx: Context) -> None:

@@ -64,6 +64,7 @@ def a_model(folder: Path, weight: float) -> Path:
     return path
 
 
+@pytest.mark.beside
 def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     assert "registered sum version 1 (onnx, inline)" in good("register", "sum", str(a_model(tmp_path, 1)))
     assert "no node runs here" in good("release", "sum", "--now")
@@ -111,6 +112,7 @@ def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     assert good("predict", "sum", "--data", "[1, 2, 3, 4]").split() == ["Y", "10.0"]
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_a_signal_ends_the_node_in_order(home: Path, number: int) -> None:
     command = [sys.executable, "-m", "interlock.cli.main", "up", *ANY_PORTS]
@@ -124,6 +126,7 @@ def test_in_the_foreground_a_signal_ends_the_node_in_order(home: Path, number: i
     assert not is_locked(home)
 
 
+@pytest.mark.beside
 def test_a_start_that_fails_says_why(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -152,6 +155,7 @@ def test_a_detached_start_that_is_interrupted_leaves_no_node(home: Path, number:
     assert not (home / "run" / "token").exists() and not (home / "run" / "node.json").exists()
 
 
+@pytest.mark.beside
 def test_a_detached_start_that_takes_too_long_is_stopped(home: Path) -> None:
     # Control cannot be: its letters' socket would be a folder.
     (home / "run" / "control.sock").mkdir(parents=True)
@@ -160,6 +164,7 @@ def test_a_detached_start_that_takes_too_long_is_stopped(home: Path) -> None:
     assert "--timeout" in done.stderr and not is_locked(home)
 
 
+@pytest.mark.beside
 def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:
     home.mkdir()
     lines = (
@@ -185,6 +190,7 @@ def test_the_app_file_has_its_say_and_options_win(home: Path) -> None:
     assert done.returncode == 1 and "unknown worker" in done.stderr
 
 
+@pytest.mark.beside
 def test_a_token_is_kept_from_other_users_and_wanted(home: Path) -> None:
     up = ("up", "--detach", "--allow-repository-control", *ANY_PORTS, "--json")
     urls = json.loads(good(*up, INTERLOCK_TOKEN=TOKEN))
@@ -222,6 +228,7 @@ class Halves:
 """
 
 
+@pytest.mark.beside
 def test_one_model_that_cannot_be_loaded_keeps_nobody_else_from_a_start(home: Path) -> None:
     harmed = put_onnx(home, "harmed", "1", 2.0)
     put_onnx(home, "well", "1", 3.0)
@@ -249,6 +256,8 @@ def test_one_model_that_cannot_be_loaded_keeps_nobody_else_from_a_start(home: Pa
             error.close()
 
 
+@pytest.mark.beside
+@pytest.mark.usefixtures("home_with_store")
 def test_the_longest_name_in_four_byte_letters_goes_all_the_way(home: Path, tmp_path: Path) -> None:
     name = "\N{STEAM LOCOMOTIVE}" * 127 + "a"
     source = tmp_path / "halves.py"

@@ -37,6 +37,8 @@ def calls(python: Path, port: int, model: str, rows: list[list[float]]) -> dict[
     return found
 
 
+@pytest.mark.server
+@pytest.mark.beside
 def test_kserves_client_asks_for_health_and_infers_in_json_and_binary(kserve_python: Path) -> None:
     with running(serving()) as node:
         found = calls(kserve_python, node.port, "iris", ROWS)
@@ -47,6 +49,7 @@ def test_kserves_client_asks_for_health_and_infers_in_json_and_binary(kserve_pyt
 
 
 @pytest.mark.server
+@pytest.mark.beside
 def test_kserves_client_infers_on_a_whole_node(kserve_python: Path, interlock_home: Path) -> None:
     put_onnx(interlock_home, "double", "1", 2.0)
     with RunningNode(interlock_home) as node:

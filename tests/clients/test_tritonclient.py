@@ -161,14 +161,15 @@ async def test_the_aio_client(node: Node) -> None:
             await client.infer("none", inputs)
 
 
+@pytest.mark.beside
 @pytest.mark.server
-def test_repository_control_takes_a_model_off_and_brings_it_back(interlock_home: Path) -> None:
-    other = put_onnx(interlock_home, "other", "1", 3.0)
-    with opened(interlock_home) as ctx:  # load asks the registry which version is the newest
-        register(ctx, "triple", artifact_path(interlock_home, other.digest) / "model.onnx")
+def test_repository_control_takes_a_model_off_and_brings_it_back(home_with_store: Path) -> None:
+    other = put_onnx(home_with_store, "other", "1", 3.0)
+    with opened(home_with_store) as ctx:  # load asks the registry which version is the newest
+        register(ctx, "triple", artifact_path(home_with_store, other.digest) / "model.onnx")
     rows = np.array([[1.5, 2.0]], np.float32)
     inputs = [tensor(blocking.InferInput, "x", rows, "FP32")]
-    with RunningNode(interlock_home, workers=1, allow_repository_control=True) as node:
+    with RunningNode(home_with_store, workers=1, allow_repository_control=True) as node:
         node.wait_ready()
         for name in ("triple", "other"):
             assert node.release(name, "1").state == "done"
@@ -203,6 +204,7 @@ def test_repository_control_takes_a_model_off_and_brings_it_back(interlock_home:
 
 
 @pytest.mark.server
+@pytest.mark.beside
 def test_both_clients_on_a_whole_node(interlock_home: Path) -> None:
     put_onnx(interlock_home, "double", "1", 2.0)
     rows = np.array([[1.5, 2.0], [0.0, -1.0]], np.float32)

@@ -102,6 +102,7 @@ def test_links_and_files_that_the_docs_name_exist() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.beside
 def test_a_request_leaves_the_marks_that_its_life_names(interlock_home: Path) -> None:
     text = (DOCS / "life-of-a-request.md").read_text()
     counts, headers = column(text, "What moves while it lives"), column(text, "What an answer carries")
@@ -156,15 +157,16 @@ def _moved(before: ArmCounts, after: ArmCounts, name: str) -> int:
 
 
 @pytest.mark.server
-def test_a_version_leaves_the_events_that_its_life_names(interlock_home: Path) -> None:
+@pytest.mark.beside
+def test_a_version_leaves_the_events_that_its_life_names(home_with_store: Path) -> None:
     text = (DOCS / "life-of-a-version.md").read_text()
     named = column(text, "What the event log shows")
     assert len(named) >= 5
-    with opened(interlock_home) as ctx:
+    with opened(home_with_store) as ctx:
         for factor in (3.0, 5.0):
             register(ctx, "scale", scale(factor))
         live = release_now(ctx, "scale", "1")
-        with RunningNode(interlock_home) as node:
+        with RunningNode(home_with_store) as node:
             finish(ctx.ledger, live.id)
             until(lambda: node.answers("scale", 6.0), "version 1")
             finish(ctx.ledger, release_now(ctx, "scale", "2").id)

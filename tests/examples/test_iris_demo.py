@@ -98,6 +98,7 @@ def test_a_short_demo_swaps_and_releases_without_a_failed_request_and_leaves_not
     assert len(re.findall(r"(?m)^# Release \d+: version \d of forest, (?:failed|done)$", said)) == 3
 
 
+@pytest.mark.beside
 @pytest.mark.server
 @pytest.mark.timeout(300)
 def test_ctrl_c_stops_the_node(folder: Path) -> None:
@@ -115,6 +116,7 @@ def test_ctrl_c_stops_the_node(folder: Path) -> None:
         demo.wait()
 
 
+@pytest.mark.beside
 @pytest.mark.server
 @pytest.mark.timeout(300)
 def test_ctrl_c_during_the_start_leaves_no_node(folder: Path) -> None:
@@ -134,6 +136,7 @@ def mentions(command: list[str] | None, folder: Path) -> bool:
     return any(f"{folder}/il-demo-" in word for word in command or [])
 
 
+@pytest.mark.beside
 @pytest.mark.server
 @pytest.mark.timeout(300)
 def test_keep_leaves_the_node_and_says_how_to_stop_it(folder: Path) -> None:

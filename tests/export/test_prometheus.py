@@ -187,6 +187,7 @@ def test_the_reference_lists_every_metric(repository: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.beside
 def test_prometheus_own_linter_finds_nothing_in_our_names(repository: Path) -> None:
     promtool = repository / ".cache" / "promtool"
     assert promtool.exists(), f"{promtool} is missing; run: make .cache/promtool"

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import warnings
@@ -41,20 +40,9 @@ X, Y = load_iris(return_X_y=True)
 ROWS = reference.of(X, Y)
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: it takes seconds each time."""
-    folder = tmp_path_factory.mktemp("store")
-    context = open_context(folder)
-    assert context.registry.models() == []
-    context.close()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def ctx(interlock_home: Path, empty_store: Path) -> Iterator[Context]:
-    context = open_context(interlock_home)
-    shutil.copy(empty_store, interlock_home / "mlflow.db")
+def ctx(home_with_store: Path) -> Iterator[Context]:
+    context = open_context(home_with_store)
     yield context
     context.close()
 
@@ -369,12 +357,12 @@ module.register(ctx, "line", LinearRegression().fit(X, X[:, 0]), data=module.dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["registry", "ledger"])
-def test_a_kill_leaves_no_half_version(interlock_home: Path, stage: str) -> None:
+def test_a_kill_leaves_no_half_version(home_with_store: Path, stage: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(interlock_home), stage], timeout=100, check=False
+        [sys.executable, "-c", KILLED, str(home_with_store), stage], timeout=100, check=False
     )
     assert done.returncode == -9
-    ctx = open_context(interlock_home)
+    ctx = open_context(home_with_store)
     assert ctx.ledger.versions() == []
     if stage == "registry":
         assert ctx.registry.models() == []

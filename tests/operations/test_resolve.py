@@ -1,5 +1,6 @@
 """Holds `resolve`: versions that plain MLflow code registered are served like our own, by number or alias."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,9 +52,10 @@ client.set_registered_model_alias("iris", "champion", "2")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/tracking.db"
+    shutil.copy(empty_store, folder / "tracking.db")
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PLAIN, uri, str(folder / "artifacts")],
         cwd=folder,

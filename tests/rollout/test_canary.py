@@ -12,14 +12,15 @@ from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.plan import CANARY, Fail, Finish, Hold, Keep, Pause, RollBack, Weight, next_action
 from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import ArmTally, EpochTally
-from tests.rollout.canaries import START_S, Canary, Ended, constant
+from tests.rollout.canaries import START_S, Canary, Ended, constant, decisions_only
 
 ROLLED_BACK, PAUSED, PROMOTED = ReleaseState.ROLLING_BACK, ReleaseState.PAUSED, ReleaseState.SWITCHING
 
 
 def runs(canary: Canary, times: int, seed: int, most_s: float = 3600.0) -> list[Ended]:
     rng = np.random.default_rng(seed)
-    return [canary.run(rng, most_s) for _ in range(times)]
+    with decisions_only():
+        return [canary.run(rng, most_s) for _ in range(times)]
 
 
 def states(found: list[Ended]) -> Counter[ReleaseState]:
@@ -42,7 +43,7 @@ def test_a_much_worse_candidate_is_rolled_back_soon(rate: float, requests: int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.03, 0.05])
 def test_a_slightly_worse_candidate_is_stopped_within_the_budget(rate: float) -> None:
-    found = runs(Canary(constant(0.02), constant(rate)), 15, 3)
+    found = runs(Canary(constant(0.02), constant(rate), tick_s=1.0), 15, 3)
     seen = states(found)
     assert seen[ROLLED_BACK] + seen[PAUSED] == 15
     # One point more takes longer to prove than the budget lasts: mostly it is a person who decides.
@@ -68,13 +69,13 @@ def test_the_same_version_is_not_rolled_back_while_both_rates_and_the_traffic_dr
     def traffic(now_s: float) -> float:
         return 100.0 if now_s < START_S + 60 else 200.0
 
-    found = runs(Canary(drift, drift, traffic, policy=Policy(budget=1000)), 20, 5, 240.0)
+    found = runs(Canary(drift, drift, traffic, policy=Policy(budget=1000), tick_s=1.0), 20, 5, 240.0)
     assert states(found)[ROLLED_BACK] == 0
 
 
 @pytest.mark.slow
 def test_a_good_candidate_is_seldom_rolled_back_and_mostly_promoted() -> None:
-    seen = states(runs(Canary(constant(0.01), constant(0.01)), 15, 6))
+    seen = states(runs(Canary(constant(0.01), constant(0.01), tick_s=1.0), 15, 6))
     assert seen[ROLLED_BACK] == 0 and seen[PROMOTED] >= 12
 
 

@@ -1,4 +1,7 @@
-"""Whatever a model does to its process, the worker and its other batches live, and the process comes back."""
+"""Whatever a model does to its process, the worker and its other batches live, and the process comes back.
+
+Past 400 lines because each way in which a model can harm its process is a test, and all need one rig.
+"""
 
 import asyncio
 import gc
@@ -42,6 +45,7 @@ def executor(interlock_home: Path) -> Iterator[Executor]:
     executor.stop()
 
 
+@pytest.mark.beside
 async def test_a_batch_there_and_back(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -62,6 +66,7 @@ async def test_a_batch_there_and_back(executor: Executor) -> None:
     assert isinstance(await place.command(say.TWICE), NotStarted)
 
 
+@pytest.mark.beside
 async def test_two_slots_are_two_batches_at_once_and_a_third_is_sent_back(executor: Executor) -> None:
     place = executor.place(slots=2)
     await place.connect()
@@ -78,6 +83,7 @@ async def test_two_slots_are_two_batches_at_once_and_a_third_is_sent_back(execut
     await place.place.close()
 
 
+@pytest.mark.beside
 async def test_the_next_batch_is_offered_from_within_the_answer_to_the_last(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -98,6 +104,7 @@ async def test_the_next_batch_is_offered_from_within_the_answer_to_the_last(exec
     await place.place.close()
 
 
+@pytest.mark.beside
 async def test_large_tensors_grow_the_arenas_both_ways(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -114,6 +121,7 @@ async def test_large_tensors_grow_the_arenas_both_ways(executor: Executor) -> No
     await place.place.close()
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("command", "error", "words"),
     [
@@ -248,6 +256,7 @@ async def test_a_slow_batch_within_its_time_is_not_killed_later(executor: Execut
     await place.place.close()
 
 
+@pytest.mark.beside
 async def test_a_forked_child_does_not_hide_its_parents_death(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -257,6 +266,7 @@ async def test_a_forked_child_does_not_hide_its_parents_death(executor: Executor
     await place.place.close()
 
 
+@pytest.mark.beside
 async def test_what_the_model_prints_goes_to_the_log_and_a_closed_stdout_harms_nothing(
     executor: Executor,
 ) -> None:
@@ -273,6 +283,7 @@ async def test_what_the_model_prints_goes_to_the_log_and_a_closed_stdout_harms_n
     assert executor.wait() == 0
 
 
+@pytest.mark.beside
 async def test_who_is_told_to_leave_answers_until_its_workers_have_left(executor: Executor) -> None:
     """Each has its own time at which it reads that the version goes, and what it has sent until then."""
     early, late = executor.place(), executor.place()
@@ -291,6 +302,7 @@ async def test_who_is_told_to_leave_answers_until_its_workers_have_left(executor
     assert executor.wait() == 0
 
 
+@pytest.mark.beside
 async def test_a_worker_that_does_not_leave_holds_nobody_up_for_ever(interlock_home: Path) -> None:
     executor = Executor(interlock_home)
     executor.linger_s = 0.5
@@ -309,6 +321,7 @@ async def test_a_worker_that_does_not_leave_holds_nobody_up_for_ever(interlock_h
         executor.stop()
 
 
+@pytest.mark.beside
 async def test_an_orphan_finishes_its_batch_and_leaves(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -331,6 +344,7 @@ async def test_an_orphan_whose_batch_does_not_end_leaves_all_the_same(executor: 
     await place.place.close()
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -353,6 +367,7 @@ async def test_a_load_that_fails_says_why(interlock_home: Path, source: str, wor
         executor.stop()
 
 
+@pytest.mark.beside
 async def test_other_bytes_than_registered_are_not_loaded(interlock_home: Path) -> None:
     executor = Executor(interlock_home)
     (interlock_home / "artifacts" / executor.version.digest[7:] / "extra.py").write_text("evil = 1")
@@ -364,6 +379,7 @@ async def test_other_bytes_than_registered_are_not_loaded(interlock_home: Path) 
         executor.stop()
 
 
+@pytest.mark.beside
 async def test_a_fault_is_loaded_of_no_model_but_a_self_tests(interlock_home: Path) -> None:
     executor = Executor(interlock_home)
     for model, words in (("m", "only a self-test's own model may have"), ("m:selftest", "")):
@@ -383,6 +399,7 @@ async def test_a_fault_is_loaded_of_no_model_but_a_self_tests(interlock_home: Pa
             executor.stop()
 
 
+@pytest.mark.beside
 async def test_loading_leaves_the_artifact_as_it_was(executor: Executor) -> None:
     place = executor.place()
     await place.connect()
@@ -414,6 +431,7 @@ async def test_killed_while_it_loads_is_loaded_by_the_next(interlock_home: Path)
         executor.stop()
 
 
+@pytest.mark.beside
 async def test_no_executor_is_an_error_at_the_deadline(interlock_home: Path) -> None:
     with pytest.raises(LoadFailed, match="until the deadline"):
         await Executor(interlock_home).place().connect(within_s=0.05)
@@ -430,6 +448,7 @@ async def test_a_held_batch_is_given_up_at_its_time(executor: Executor) -> None:
     assert isinstance(await held, NotStarted)
 
 
+@pytest.mark.beside
 async def test_inputs_that_cannot_be_sent(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     place = executor.place()
     await place.connect()
@@ -441,6 +460,7 @@ async def test_inputs_that_cannot_be_sent(executor: Executor, monkeypatch: pytes
     await place.place.close()
 
 
+@pytest.mark.beside
 async def test_a_wild_worker_harms_neither_the_executor_nor_its_neighbour(executor: Executor) -> None:
     place = executor.place()
     await place.connect()

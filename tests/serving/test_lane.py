@@ -1,4 +1,7 @@
-"""The lane on a real event loop, with a place that obeys: who is joined, who fails, who is answered when."""
+"""The lane on a real event loop, with a place that obeys: who is joined, who fails, who is answered when.
+
+Past 400 lines because the machine of any order and the single orders that it is made of share one rig.
+"""
 
 import asyncio
 import time

@@ -1,4 +1,7 @@
-"""Requests that two versions run: who is answered by which one, what is counted, and that a copy yields."""
+"""Requests that two versions run: who is answered by which one, what is counted, and that a copy yields.
+
+Past 400 lines because the machine of any order and the single orders that it is made of share one rig.
+"""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""A real model streams through a lane, in a thread and in an executor, whatever it or its reader does."""
+"""A real model streams through a lane, in a thread and in an executor, whatever it or its reader does.
+
+Past 400 lines because most tests run on both places, by one rig and one model.
+"""
 
 import asyncio
 import resource
@@ -215,6 +218,7 @@ async def test_many_streams_take_turns(rig: Rig) -> None:
     assert made >= 400 and closed >= 20
 
 
+@pytest.mark.beside
 async def test_a_stream_without_parts_ends_well(rig: Rig) -> None:
     sink = await rig.ended(0)
     assert sink.response is not None and sink.parts == []
@@ -245,6 +249,7 @@ async def test_cancelled_before_it_was_begun_it_never_begins(rig: Rig) -> None:
     assert made - before - 1 <= AHEAD and sink.parts == [] and rig.counts().cancelled == 1
 
 
+@pytest.mark.beside
 async def test_an_error_in_the_middle_fails_after_the_parts(rig: Rig) -> None:
     sink = await rig.ended(50, 0.0, RAISE, 20)
     assert sink.numbers == list(range(20))
@@ -253,12 +258,14 @@ async def test_an_error_in_the_middle_fails_after_the_parts(rig: Rig) -> None:
     assert (rig.counts().failed, rig.counts().ok) == (1, 1)
 
 
+@pytest.mark.beside
 async def test_a_part_that_is_no_tensor_fails_the_stream(rig: Rig) -> None:
     sink = await rig.ended(10, 0.0, WRONG, 4)
     assert sink.numbers == list(range(4)) and isinstance(sink.error, OutputMismatch)
     assert (await rig.ended(5)).response is not None
 
 
+@pytest.mark.beside
 async def test_a_generator_that_raises_when_it_is_closed_hurts_nobody(rig: Rig) -> None:
     sink = rig.ask(10_000, 0.005, RAISE_ON_CLOSE)
     await until(lambda: len(sink.parts) >= 3)
@@ -333,6 +340,7 @@ async def test_a_crash_in_the_middle_fails_after_the_parts_and_the_next_one_wait
     assert (remote.counts().failed, remote.counts().ok) == (1, 1)
 
 
+@pytest.mark.beside
 async def test_a_stream_that_waits_for_its_executor_can_be_cancelled(remote: Rig) -> None:
     executor = remote.executor
     assert executor is not None
@@ -406,6 +414,7 @@ async def test_a_worker_that_goes_away_in_the_middle_stops_the_stream(remote: Ri
     assert closed == 3  # the warm-up's, that of the worker that left, the one after it
 
 
+@pytest.mark.beside
 async def test_two_workers_streams_do_not_mix(remote: Rig) -> None:
     executor = remote.executor
     assert executor is not None
