@@ -77,7 +77,9 @@ def test_promoted_by_hand_is_only_what_can_be_meant(ctx: Context) -> None:
     assert CliRunner().invoke(cli, ["pause", "iris"]).exit_code == 0
     assert CliRunner().invoke(cli, ["resume", "iris"]).exit_code == 0
     assert CliRunner().invoke(cli, ["rollback", "iris"]).exit_code == 0
-    assert ctx.ledger.release(row.id).state is ReleaseState.ROLLING_BACK
+    assert ctx.ledger.release(row.id).state is ReleaseState.SUPERSEDED
+    live = ctx.ledger.live("iris")
+    assert live is not None and live.number == "1"
 
 
 def test_metrics_of_the_policy_file_are_used_and_those_of_the_command_win(ctx: Context) -> None:

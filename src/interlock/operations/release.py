@@ -185,15 +185,15 @@ def resume(ctx: Context, name: str, budget: float | None = None) -> ReleaseRow:
 def promote(ctx: Context, name: str) -> ReleaseRow:
     """Give a canary all requests, whatever the evidence.
 
-    Raises: ModelNotFound; ReleaseRefused where none is ramping or paused, for a shadow, and for an A/B test of
-    several candidates, which does not say which.
+    Raises: ModelNotFound; ReleaseRefused where none is ramping or paused, for a shadow, and for an A/B test
+    of several candidates, which does not say which.
     """
     row = _under_way(ctx, name, "promoted", ReleaseState.RAMPING, ReleaseState.PAUSED)
     arms = policy_of(row).arms
     if len(arms) > 1:
         raise ReleaseRefused(
-            f"release {row.id} of {name!r} compares versions {', '.join(arm.version for arm in arms)} with the "
-            f"live one: abort it, and release the one that you want with: interlock release {name} "
+            f"release {row.id} of {name!r} compares versions {', '.join(arm.version for arm in arms)} with "
+            f"the live one: abort it, and release the one that you want with: interlock release {name} "
             f"{arms[0].version} --now"
         )
     if row.strategy == SHADOW:
