@@ -1,6 +1,7 @@
 """A/B tests: the plan and the letter for several candidates, and who wins how often by chance."""
 
 import math
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,10 +15,12 @@ from interlock.core.policy import Policy, Share, Undecided
 from interlock.evidence.bounded import Moments
 from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.ab import judge_all
+from interlock.rollout.certificate import as_markdown, certify
 from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.metrics import MetricTally, Part
 from interlock.rollout.plan import (
     AB,
+    NEXT_STATE,
     Action,
     Fail,
     Hold,
@@ -28,8 +31,10 @@ from interlock.rollout.plan import (
     as_record,
     next_action,
 )
+from interlock.rollout.replay import replay
 from interlock.rollout.snapshot import RampView, Snapshot, Variant, WorkerView
 from interlock.rollout.tally import ArmTally, EpochTally, tally_all
+from tests.operations.homes import a_home, release_and_carry_out
 from tests.rollout.test_desired import version
 
 CLICK = Metric("click", age_s=0.0)
@@ -207,3 +212,45 @@ def test_of_candidates_that_are_no_better_any_is_promoted_at_most_as_often_as_it
         promoted, stopped = promoted + won, stopped + lost
     most = alpha * trials + 3.0 * math.sqrt(alpha * (1.0 - alpha) * trials)
     assert promoted <= most and stopped <= most, (promoted, stopped)
+
+
+def test_its_certificate_has_each_candidate_and_says_what_the_verdict_is_worth(interlock_home: Path) -> None:
+    ctx = a_home(interlock_home, m=3)
+    try:
+        release_and_carry_out(ctx, "m", "1")
+        asked = ctx.ledger.request_release("m", "2", AB, 10.0, policy=POLICY)
+        live = ctx.ledger.live("m")
+        for state in (ReleaseState.PREPARING, ReleaseState.RAMPING, ReleaseState.SWITCHING):
+            # What a look sees of a release with these numbers, and what it decides.
+            seen_now = seen(row(ReleaseState.REQUESTED, 0.0))
+            if state is not ReleaseState.PREPARING:
+                of = ReleaseState.PREPARING if state is ReleaseState.RAMPING else ReleaseState.RAMPING
+                won = clicks((5000, 3000, 2000), (500, 300, 320)) if of is ReleaseState.RAMPING else None
+                seen_now = seen(row(of, 0.5 if won else 0.0), won)
+            stands = ctx.ledger.release(asked.id)
+            looked = msgspec.structs.replace(
+                seen_now,
+                live=live,
+                release=msgspec.structs.replace(seen_now.release, id=asked.id, epoch=stands.epoch),
+            )
+            action = next_action(looked)
+            assert NEXT_STATE[type(action)] is state
+            ctx.ledger.advance(
+                asked.id,
+                state,
+                getattr(action, "reason", ""),
+                as_record(looked, action),
+                time_s=11.0,
+                epoch=RampEpoch(1, 0.5, (), 11.0) if isinstance(action, Weight) else None,
+                number=action.number if isinstance(action, Promote) else None,
+            )
+        done = ctx.ledger.advance(asked.id, ReleaseState.DONE, time_s=12.0)
+        found = certify(done, ctx.ledger.events("m"))
+        assert found is not None and replay(ctx.ledger.events("m")) == []
+        assert (found.candidate, found.incumbent, found.decided) == ("3", "1", "evidence")
+        assert [stage.version for stage in found.stages] == ["2", "3"]
+        assert "no better than the live one's is promoted" in found.guarantee[0]
+        assert "version 3: click better" in {gate.name for gate in found.gates}
+        assert "(version 3)" in as_markdown(found)
+    finally:
+        ctx.close()

@@ -195,7 +195,9 @@ def _picture(found: "RolloutView", events: list[Event]) -> "RenderableType":
             reason = show.printable(str(event.body.get("reason") or ""))
             log.add_row(show.ago(event.time_s), Text(show.printable(event.kind)), Text(reason[:160]))
         parts += [Text(""), log]
-    title = f"{row.model}: version {row.number} against {found.incumbent or 'nothing'}, {row.strategy}, "
+    arms = row.policy.arms if row.policy is not None else ()
+    numbers = ", ".join(arm.version for arm in arms) or row.number
+    title = f"{row.model}: version {numbers} against {found.incumbent or 'nothing'}, {row.strategy}, "
     title = show.printable(f"{title}{row.state}, share {row.weight:.3g}")
     return Panel(Group(*parts), title=Text(title), title_align="left")
 

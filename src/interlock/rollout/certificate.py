@@ -24,7 +24,7 @@ from interlock.rollout.plan import (
     policy_of,
 )
 from interlock.rollout.replay import decisions
-from interlock.rollout.snapshot import Snapshot
+from interlock.rollout.snapshot import RampView, Snapshot
 from interlock.rollout.tally import EpochTally
 
 SCHEMA = 1
@@ -37,7 +37,8 @@ DECIDED = {
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """What both versions did while the candidate had one share. Requests; `started_s` is Unix time."""
+    """What both versions did while the candidate had one share. Requests; `started_s` is Unix time. Of an A/B
+    test, one of each candidate: `version`, whose share is that of the two that are compared."""
 
     epoch: int
     weight: float
@@ -47,6 +48,7 @@ class Stage(msgspec.Struct, frozen=True):
     incumbent: int
     incumbent_bad: int
     pairs: int
+    version: str = ""
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -115,7 +117,7 @@ def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
         requested_s=row.requested_s,
         finished_s=row.finished_s,
         policy=policy,
-        stages=tuple(_stage(epoch) for epoch in seen.ramp.epochs),
+        stages=tuple(_stages(seen.ramp, policy)),
         gates=deciding.gates,
         pairs=judgement.pairs,
         excess_most=judgement.excess_most,
@@ -146,7 +148,7 @@ def as_markdown(found: Certificate) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {one.weight:g} | {_when(one.started_s)} | {one.candidate:,} | {one.candidate_bad:,} | "
+        f"| {_share(one)} | {_when(one.started_s)} | {one.candidate:,} | {one.candidate_bad:,} | "
         f"{one.incumbent:,} | {one.incumbent_bad:,} | {one.pairs:,} |"
         for one in found.stages
     ]
@@ -181,6 +183,10 @@ def as_markdown(found: Certificate) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _share(stage: Stage) -> str:
+    return f"{stage.weight:.3g}" + (f" (version {_plain(stage.version)})" if stage.version else "")
 
 
 _CAN = {Kind.ALARM: "roll back", Kind.HOLD: "pause", Kind.PROMOTION: "let through"}
@@ -247,7 +253,14 @@ def _guarantee_of_test(policy: Policy) -> tuple[str, ...]:
     )
 
 
-def _stage(epoch: EpochTally) -> Stage:
+def _stages(ramp: RampView, policy: Policy) -> Iterable[Stage]:
+    if not policy.arms:
+        return map(_stage, ramp.epochs)
+    each = zip(policy.arms, (ramp.epochs, *ramp.others), strict=True)
+    return [_stage(epoch, arm.version) for arm, epochs in each for epoch in epochs]
+
+
+def _stage(epoch: EpochTally, version: str = "") -> Stage:
     pairs = epoch.both
     return Stage(
         epoch.number,
@@ -258,6 +271,7 @@ def _stage(epoch: EpochTally) -> Stage:
         epoch.incumbent.requests,
         epoch.incumbent.bad,
         pairs.good + pairs.worse + pairs.better + pairs.bad,
+        version,
     )
 
 
