@@ -13,7 +13,7 @@ from interlock.cli.options import json_option, model_argument, node_options
 from interlock.cli.selftest import Asked, selftest_options
 from interlock.core.errors import ConfigError
 from interlock.core.feedback import parse_metric
-from interlock.core.policy import GUARDRAILS, UNITS, Policy, Undecided
+from interlock.core.policy import FOREIGN, GUARDRAILS, UNITS, Policy, Undecided
 from interlock.registry.rows import ReleaseRow, ReleaseState
 
 if TYPE_CHECKING:
@@ -189,23 +189,13 @@ def _check(chosen: str, version: str | None, given: dict[str, Any]) -> None:
         raise click.UsageError(f"--arm: several versions are compared with --ab; leave it out, or --{chosen}")
     if "arms" in given and version is not None:
         raise click.UsageError(f"version {version} and --arm: name it with --arm {version} too, or alone")
-    if given and chosen not in _FOREIGN:
+    if given and chosen not in FOREIGN:
         options = ", ".join(sorted(given))
         raise click.UsageError(f"{options}: these are rules for a canary; leave them out, or --{chosen}")
-    why, foreign = _FOREIGN.get(chosen, ("", ()))
+    why, foreign = FOREIGN.get(chosen, ("", ()))
     for rule in foreign:
         if rule in given:
             raise click.UsageError(f"{rule}: {why}; leave it out, or --canary")
-
-
-_FOREIGN: dict[str, tuple[str, tuple[str, ...]]] = {
-    "canary": ("", ()),
-    "shadow": ("a shadow answers no requests", ("reverse", "shielded", "most_weight", "metrics")),
-    "ab": (
-        "an A/B test copies nothing, and its shares are fixed",
-        ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
-    ),
-}
 
 
 def _shares(arms: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -27,6 +27,18 @@ class Share(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 GUARDRAILS = ("errors", "latency", "outputs", "utilisation", "memory")
 """What may stop a release; a sample-ratio mismatch always does, for then no evidence can be trusted."""
+FOREIGN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "canary": ("a canary has one candidate", ("arms",)),
+    "shadow": (
+        "a shadow answers no requests",
+        ("arms", "reverse", "shielded", "most_weight", "keep_s", "metrics"),
+    ),
+    "ab": (
+        "an A/B test copies nothing, and its shares are fixed",
+        ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
+    ),
+}
+"""By strategy: the rules that mean nothing there, and why."""
 MOST_METRICS = 8
 MOST_ARMS = 16
 """Of one release."""

@@ -17,6 +17,7 @@ import msgspec
 
 from interlock.core.appfile import AppFile, release_policy
 from interlock.core.errors import ConfigError, ReleaseFailed
+from interlock.core.policy import FOREIGN
 from interlock.operations.control import Control, open_control
 from interlock.operations.release import KEEP_S
 from interlock.operations.wait import poll_release
@@ -28,12 +29,6 @@ if TYPE_CHECKING:
 
 Strategy = Literal["canary", "shadow", "ab", "now", "blue-green"]
 _ANSWERING = (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
-_FOREIGN = {
-    "canary": ("arms",),
-    "shadow": ("arms", "reverse", "shielded", "most_weight", "keep_s", "metrics"),
-    "ab": ("shadow", "reverse", "shielded", "most_weight", "most_disagreement"),
-}
-"""Rules that mean nothing: a shadow answers no requests, an A/B test copies none and its shares are fixed."""
 
 
 def release(
@@ -172,7 +167,7 @@ def _checked(name: str, strategy: str, rules: dict[str, Any]) -> dict[str, Any]:
     elif strategy == "blue-green":
         misfits = [rule for rule in rules if rule != "keep_s"]
     else:
-        misfits = [rule for rule in rules if rule in _FOREIGN[strategy]]
+        misfits = [rule for rule in rules if rule in FOREIGN[strategy][1]]
     if misfits:
         raise ConfigError(f"{', '.join(misfits)}: no rules for a release by {strategy}; leave them out")
     given: dict[str, Any] = msgspec.to_builtins(rules)
