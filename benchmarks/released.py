@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import comb
+from collections.abc import Sequence
 from statistics import median
 from typing import Literal
 
@@ -13,6 +12,7 @@ from benchmarks.candidates import Candidate, answers
 from benchmarks.clients import Answer
 from benchmarks.machine import Machine
 from interlock.core.verdict import Verdict
+from interlock.evidence.binomial import Share, share
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.certificate import Certificate
 from interlock.rollout.judgement import Kind
@@ -74,15 +74,6 @@ class Released(msgspec.Struct, frozen=True):
         return self.outcome == ("promoted" if self.candidate.is_bad else "rolled back")
 
 
-class Share(msgspec.Struct, frozen=True):
-    """How often, of how many, with the exact 95 % interval of the chance."""
-
-    hits: int
-    of: int
-    low: float
-    high: float
-
-
 class Totals(msgspec.Struct, frozen=True):
     """What all releases of one kind came to; `wrong`: bad ones promoted, good ones rolled back."""
 
@@ -116,35 +107,12 @@ class Record(msgspec.Struct, frozen=True):
         return 1 if self.bad.wrong.hits or not live or self.moves_failed or self.errors else 0
 
 
-def clopper_pearson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a binomial chance.
-
-    >>> [round(end, 4) for end in clopper_pearson(0, 20)]
-    [0.0, 0.1684]
-    """
-    alpha = (1.0 - confidence) / 2
-
-    def at_most(k: int, p: float) -> float:
-        return sum(comb(of, i) * p**i * (1.0 - p) ** (of - i) for i in range(k + 1))
-
-    def root(is_below: Callable[[float], bool]) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if is_below(middle) else (low, middle)
-        return (low + high) / 2
-
-    least = root(lambda p: 1.0 - at_most(hits - 1, p) < alpha) if hits else 0.0
-    most = root(lambda p: at_most(hits, p) > alpha) if hits < of else 1.0
-    return least, most
-
-
 def totals(releases: Sequence[Released]) -> Totals:
     """Count them; the interval is that of the wrong share."""
     ended = [one.outcome for one in releases]
     wrong = sum(one.is_wrong for one in releases)
-    share = Share(wrong, len(ended), *clopper_pearson(wrong, len(ended)))
-    return Totals(ended.count("promoted"), ended.count("rolled back"), ended.count("held"), share)
+    found = share(wrong, len(ended))
+    return Totals(ended.count("promoted"), ended.count("rolled back"), ended.count("held"), found)
 
 
 def gate_of(row: ReleaseRow, certificate: Certificate | None, outcome: Outcome) -> str:

@@ -16,7 +16,7 @@ from benchmarks import bench_releases, envs
 from benchmarks.candidates import BAD, GOOD, LEAST, PLAN, Candidate, Effect, answers
 from benchmarks.clients import Answer, ensure_k6
 from benchmarks.machine import this_machine
-from benchmarks.released import Blame, Released, as_text, blame, clopper_pearson, summed, totals
+from benchmarks.released import Blame, Released, as_text, blame, summed, totals
 
 pytestmark = pytest.mark.slow
 
@@ -121,20 +121,6 @@ def test_no_check_of_a_registration_sees_a_fault(one: Candidate, monkeypatch: py
     rows[0] = 0.0
     mine, theirs = (which.predict({"x": rows}) for which in (version, incumbent))
     assert all((mine[name] == theirs[name]).all() for name in mine)
-
-
-@pytest.mark.parametrize(
-    ("hits", "of", "low", "high"),
-    [
-        (0, 20, 0.0, 0.168433),
-        (1, 20, 0.001265, 0.248733),
-        (5, 10, 0.187086, 0.812914),
-        (20, 20, 0.831567, 1.0),
-    ],
-)
-def test_intervals_are_exact(hits: int, of: int, low: float, high: float) -> None:
-    assert clopper_pearson(hits, of) == pytest.approx((low, high), abs=1e-6)
-    assert clopper_pearson(0, 0) == (0.0, 1.0)
 
 
 def released(one: Candidate, **changes: Any) -> Released:

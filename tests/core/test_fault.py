@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from interlock.core.errors import ConfigError
-from interlock.core.fault import KINDS, Fault, check_fault, is_selftest, parse_fault, selftest_model
+from interlock.core.fault import KINDS, Fault, is_selftest, parse_fault, selftest_model
 from interlock.core.letters import Desired, ModelDesired, decode_desired, encode
-from interlock.core.model import Model, Signature, Version, check_name
+from interlock.core.model import Model, Signature, Version, check_fault, check_name
 
 VERSION = Version("iris", "2", "sha256:" + "0" * 64, "onnx", "model.onnx", Signature((), ()))
 

@@ -14,9 +14,8 @@ from typing import Protocol, TypeVar
 from interlock.app import logs
 from interlock.app.pace import gently, promptly
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed
-from interlock.core.fault import check_fault
 from interlock.core.letters import decode_desired, executor_socket
-from interlock.core.model import Version, artifact_path, digest_of
+from interlock.core.model import Version, artifact_path, check_fault, digest_of
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
 from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded

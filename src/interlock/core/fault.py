@@ -5,14 +5,11 @@ here and by MLflow. A version with a fault is refused for every other model wher
 released or loaded, each on its own: none has to trust the one before.
 """
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 
 from interlock.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from interlock.core.model import Version
 
 Kind = Literal["fail", "slow", "flip", "nan"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -76,15 +73,3 @@ def selftest_model(name: str) -> str:
 def is_selftest(model: str) -> bool:
     """Whether a model is one that a self-test runs on."""
     return model.endswith(_SUFFIX)
-
-
-def check_fault(version: "Version") -> None:
-    """Nothing, if the version may have the fault that it has.
-
-    Raises: ConfigError for a fault in a version of a model that is no self-test's.
-    """
-    if version.fault is not None and not is_selftest(version.model):
-        raise ConfigError(
-            f"version {version.number} of {version.model!r} has a fault on purpose ({version.fault.title}), "
-            "which only a self-test's own model may have: it is refused"
-        )

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interlock.core.errors import ConfigError
-from interlock.core.fault import Fault
+from interlock.core.fault import Fault, is_selftest
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -148,6 +148,18 @@ class Version(msgspec.Struct, frozen=True):
     def key(self) -> str:
         """Unique on a node: the same number registered anew after a deletion has another digest."""
         return f"{self.model}/{self.number}@{self.digest[7:19]}"
+
+
+def check_fault(version: Version) -> None:
+    """Nothing, if the version may have the fault that it has.
+
+    Raises: ConfigError for a fault in a version of a model that is no self-test's.
+    """
+    if version.fault is not None and not is_selftest(version.model):
+        raise ConfigError(
+            f"version {version.number} of {version.model!r} has a fault on purpose ({version.fault.title}), "
+            "which only a self-test's own model may have: it is refused"
+        )
 
 
 class ModelSettings(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ import msgspec
 
 from interlock.core.appfile import app_file, release_policy
 from interlock.core.errors import ConfigError, LedgerError, ModelNotFound, ReleaseRefused
-from interlock.core.fault import check_fault
+from interlock.core.model import check_fault
 from interlock.core.policy import Policy, Share
 from interlock.operations.settings_file import read_app_file
 from interlock.registry.rows import ReleaseRow, ReleaseState

@@ -15,8 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
-from interlock.core.fault import check_fault
-from interlock.core.model import Model, ModelSettings, Version
+from interlock.core.model import Model, ModelSettings, Version, check_fault
 from interlock.core.policy import Policy
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema

@@ -14,9 +14,8 @@ from pathlib import Path
 from time import monotonic
 
 from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed, Quarantined
-from interlock.core.fault import check_fault
 from interlock.core.letters import Desired, VersionState, VersionStatus, executor_socket
-from interlock.core.model import Model, Placement, Version, artifact_path, digest_of
+from interlock.core.model import Model, Placement, Version, artifact_path, check_fault, digest_of
 from interlock.core.route import Route
 from interlock.runtime.catalog import runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
