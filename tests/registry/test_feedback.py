@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from interlock.core.errors import LedgerError, Unavailable
-from interlock.core.feedback import Feedback, inbox_folder
+from interlock.core.feedback import Feedback, inbox_folder, newest_incarnation
 from interlock.core.request import RequestId
 from interlock.registry import feedback
 from interlock.registry.feedback import FeedbackStore, feedback_file
@@ -77,8 +77,40 @@ def test_a_line_that_was_cut_is_left_and_what_follows_is_in_another_file(
         file.write(b'["7-1-0')
     store.take_in()
     with path.open("ab") as file:  # no id, no JSON, and what the database cannot hold
-        file.write(b'\nnonsense\n["7", "clicked", 1, 2]\n["' + b"f" * 16 + b'-1-0-5-9-9", "clicked", 1, 2]\n')
+        file.write(b'\nnonsense\n["7", "clicked", 1, 2]\n')
+        for id in ("f" * 16 + "-1-0-5-9-9", "1-" + "f" * 16 + "-0-5-9-9", "1-1-0-5-9-9-" + "f" * 16):
+            file.write(f'["{id}", "clicked", 1, 2]\n'.encode())
+        file.write(b'["7-1-0-5-9-9", "clicked", 1, -5]\n["7-01-0-5-9-9", "clicked", 1, 2]\n')
     assert store.take_in() == 0 and len(all_of(store)) == 1
+
+
+def test_what_lies_beside_the_files_and_releases_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
+    store = FeedbackStore(tmp_path, lambda: 3)
+    box = Inbox(tmp_path, "worker-0", 3)
+    far = RequestId(3 + feedback.NEW_MEANWHILE + 1, 1, 0, 5, 1000, 1).encode().decode()
+    box.keep([said(1), Feedback(far, "clicked", 1.0)])
+    (inbox_folder(tmp_path) / "a.b.c").mkdir()
+    (inbox_folder(tmp_path) / "notes").write_text("x")
+    assert store.take_in() == 1 and len(all_of(store)) == 1 and store.taken_ms > 0
+    store.close()
+
+
+def test_a_database_that_is_as_large_as_it_may_be_takes_nothing_in(
+    tmp_path: Path, store: FeedbackStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Inbox(tmp_path, "worker-0", 3).keep([said(1)])
+    monkeypatch.setattr(feedback, "MOST_BYTES", 1)
+    with pytest.raises(LedgerError, match="no more is taken in"):
+        store.take_in()
+    monkeypatch.undo()
+    assert store.take_in() == 1
+
+
+def test_a_worker_that_starts_after_the_clock_was_set_back_has_a_later_incarnation(tmp_path: Path) -> None:
+    assert newest_incarnation(tmp_path) == 0
+    Inbox(tmp_path, "worker-0", 2**62).keep([said(1)])
+    (inbox_folder(tmp_path) / "what.ever.else").write_text("")
+    assert newest_incarnation(tmp_path) == 2**62
 
 
 def test_of_a_unit_one_value_counts(tmp_path: Path, store: FeedbackStore) -> None:

@@ -12,6 +12,7 @@ from interlock.core.feedback import Metric
 from interlock.core.verdict import Verdict
 from interlock.evidence.bounded import Moments
 from interlock.evidence.mixture import log_threshold
+from interlock.rollout import metrics
 from interlock.rollout.metrics import (
     FIRST_CENTRE,
     MetricTally,
@@ -46,8 +47,12 @@ class Values:
     rows: list[One] = field(default_factory=list)
 
     def scored(
-        self, release: int, name: str, after: tuple[int, str], until_ms: int, age_ms: int
-    ) -> Iterator[One]:
+        self, release: int, name: str, after: tuple[int, str], until_ms: int, age_ms: int, most: int = 10**9
+    ) -> list[One]:
+        found = list(self._all(after, until_ms, age_ms))
+        return found[:most]
+
+    def _all(self, after: tuple[int, str], until_ms: int, age_ms: int) -> Iterator[One]:
         for row in sorted(self.rows, key=lambda one: (one.sent_ms, one.id)):
             if (
                 after < (row.sent_ms, row.id)
@@ -64,10 +69,10 @@ def said(number: int, sent_ms: int, value: float, arm: int = 0, delay_ms: int = 
 def test_a_request_is_scored_when_it_is_of_age_and_what_comes_later_is_not() -> None:
     values = Values([said(1, 1_000, 1.0), said(2, 2_000, 0.0, 1, 4_000), said(3, 2_500, 0.0, 1, 11_000)])
     scores = Scores(7, CLICK, 2)
-    assert scores.look(values, 10_500, {}) == MetricTally("click")
-    (part,) = scores.look(values, 11_000, {}).parts
+    assert scores.look(values, 10_500, 10_500, {}) == MetricTally("click")
+    (part,) = scores.look(values, 11_000, 11_000, {}).parts
     assert part.arms == (Moments(1, 0.0, 0.0), Moments())
-    (part,) = scores.look(values, 20_000, {}).parts
+    (part,) = scores.look(values, 20_000, 20_000, {}).parts
     assert part.arms == (Moments(1, 0.0, 0.0), Moments(1, 1.0, 1.0))
 
 
@@ -82,8 +87,8 @@ def test_look_by_look_or_all_at_once_it_is_the_same() -> None:
     for metric in (CLICK, Metric("click", age_s=10.0, only_with_feedback=True)):
         slow, at_once = Scores(7, metric, 2), Scores(7, metric, 2)
         for now_ms in range(0, 20_000, 700):
-            found = slow.look(Values(rows), now_ms, {})
-        whole = at_once.look(Values(rows), now_ms, {})
+            found = slow.look(Values(rows), now_ms, now_ms, {})
+        whole = at_once.look(Values(rows), now_ms, now_ms, {})
         assert found == whole
         centres = {part.centre for part in whole.parts}
         assert len(centres) == 1 if metric is CLICK else len(centres) > 2
@@ -93,9 +98,9 @@ def test_centres_are_set_before_what_they_judge() -> None:
     metric = Metric("stars", age_s=0.0, only_with_feedback=True)
     scores = Scores(7, metric, 2)
     values = Values([said(n, n, 0.8) for n in range(FIRST_CENTRE)])
-    assert [part.centre for part in scores.look(values, 10**6, {}).parts] == [0.5]
+    assert [part.centre for part in scores.look(values, 500, 500, {}).parts] == [0.5]
     values.rows.append(said(999, 1_000, 0.0, 1))
-    parts = scores.look(values, 10**6, {}).parts
+    parts = scores.look(values, 10**6, 10**6, {}).parts
     assert [part.centre for part in parts] == [0.5, pytest.approx(0.2)]
     assert parts[1].arms[1] == Moments(1, 1.0, 1.0)
 
@@ -103,9 +108,33 @@ def test_centres_are_set_before_what_they_judge() -> None:
 def test_only_requests_that_were_of_age_at_an_earlier_look_count_for_a_margin() -> None:
     scores = Scores(7, CLICK, 2)
     for now_ms, sent in ((1_000, 100), (6_000, 600), (12_000, 1_200)):
-        tally = scores.look(Values(), now_ms, {1: (sent, sent // 10)})
+        tally = scores.look(Values(), now_ms, now_ms, {1: (sent, sent // 10)})
     assert tally.parts[0].requests == (100, 10)
-    assert scores.look(Values(), 16_500, {1: (1_700, 170)}).parts[0].requests == (600, 60)
+    assert scores.look(Values(), 16_500, 16_500, {1: (1_700, 170)}).parts[0].requests == (600, 60)
+
+
+def test_what_was_sent_after_the_feedback_was_taken_in_is_not_of_age_too_early() -> None:
+    """The counts of requests are those of now, and all feedback is known up to a while ago."""
+    scores = Scores(7, CLICK, 2)
+    scores.look(Values(), 10_000, 12_000, {1: (500, 500)})
+    assert scores.look(Values(), 21_000, 23_000, {1: (900, 900)}).parts == ()
+    assert scores.look(Values(), 22_000, 24_000, {1: (950, 950)}).parts[0].requests == (500, 500)
+
+
+def test_what_is_much_is_scored_in_several_looks_and_comes_to_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [said(n, 10 * n, n % 3 / 2, n % 2) for n in range(500)]
+    whole = Scores(7, CLICK, 2).look(Values(rows), 10**6, 10**6, {})
+    monkeypatch.setattr(metrics, "MOST_A_LOOK", 64)
+    in_parts = Scores(7, CLICK, 2)
+    in_parts.look(Values(rows), 0, 0, {1: (0, 0)})
+    first = in_parts.look(Values(rows), 10**6, 2_000, {1: (101, 100)})
+    # Nobody knows yet whether those of the second look had feedback.
+    assert sum(arm.count for arm in first.parts[0].arms) == 64 and first.parts[0].requests == (0, 0)
+    for _ in range(10):
+        found = in_parts.look(Values(rows), 10**6, 2_000, {1: (101, 100)})
+    assert found.parts[0].arms == whole.parts[0].arms and found.parts[0].requests == (101, 100)
 
 
 def test_words_tell_means_in_the_users_scale() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.core.errors import InvalidRequest
-from interlock.core.feedback import MOST_ITEMS, Feedback
+from interlock.core.feedback import MOST_BYTES, MOST_ITEMS, Feedback
 from interlock.wire.feedback import feedback_of
 
 ID = "7-1-0-a-18c2f-3"
@@ -38,7 +38,10 @@ def test_one_or_many_items_and_numbers_or_booleans() -> None:
         (json.dumps(item(value=None)).encode(), "feedback: "),
         (json.dumps(item(unit="u")).encode(), "feedback: "),
         (b'{"id": "' + ID.encode() + b'", "name": "a", "value": 1e999}', "feedback: "),
-        (json.dumps([item()] * (MOST_ITEMS + 1)).encode(), "want 1 to 10,000"),
+        (json.dumps([item()] * (MOST_ITEMS + 1)).encode(), "want 1 to 1,000"),
+        (b" " * (MOST_BYTES + 1), "send it in several messages"),
+        (json.dumps(item(id="1-ffffffffffffffff-1-1-1-1")).encode(), "as it came"),
+        (json.dumps(item(id="07-1-0-a-18c2f-3")).encode(), "as it came"),
         (b'{"id": "\xff", "name": "a", "value": 1}', "feedback: "),
     ],
 )

@@ -24,6 +24,7 @@ import uvicorn
 from interlock.api.app import AdminDeps, create_app
 from interlock.app import logs
 from interlock.app.children import resident_bytes
+from interlock.app.intake import open_feedback, take_feedback
 from interlock.app.link import LetterServer
 from interlock.app.memory import process_memory
 from interlock.core.appfile import AppFile, model_settings
@@ -38,7 +39,7 @@ from interlock.operations.discovery import read_node_file, read_token, url_of
 from interlock.operations.selftest_model import tidy
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import NodeStatus, ProcessStatus, join_children
-from interlock.registry.feedback import KEEP_S, FeedbackStore
+from interlock.registry.feedback import FeedbackStore
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.loop import Node, RolloutLoop
 from interlock.rollout.memory import Process
@@ -57,8 +58,6 @@ FOLD_EVERY_S = 1.0
 TIDY_EVERY_S = 5.0
 FOLD_AFTER_S = 2.0
 """How long the block of a dead process stays: the supervisor and the workers read its breadcrumb first."""
-TAKE_IN_EVERY_S = 1.0
-PRUNE_EVERY_S = 3600.0
 TIMED_RELEASES = 1000
 """How many of the newest releases the metrics hold."""
 CERTIFIED_RELEASES = 20
@@ -69,7 +68,12 @@ class Control:
     """One control process. Its methods run on the event loop unless they say otherwise."""
 
     def __init__(
-        self, args: ProcessArgs, context: Context, app: AppFile, block: Block, feedback: FeedbackStore
+        self,
+        args: ProcessArgs,
+        context: Context,
+        app: AppFile,
+        block: Block,
+        feedback: FeedbackStore | None,
     ) -> None:
         config = args.config
         self._args = args
@@ -121,7 +125,7 @@ class Control:
             asyncio.create_task(self._tidy(), name="tidy"),
             asyncio.create_task(admin.serve([socket.socket(fileno=self._args.listen_fd)]), name="admin"),
             asyncio.create_task(self._leave.wait(), name="leave"),
-            asyncio.create_task(self._take_feedback(), name="feedback"),
+            asyncio.create_task(take_feedback(self._feedback), name="feedback"),
         ]
         self._tasks.add(asyncio.create_task(asyncio.to_thread(self.certify_missed)))
         # Not in the loop's pool, for which the end of the process would wait.
@@ -304,19 +308,6 @@ class Control:
                 log.error("a dead process's counts were not folded", extra=logs.fields(error=str(error)))
             await asyncio.sleep(FOLD_EVERY_S)
 
-    async def _take_feedback(self) -> None:
-        """Take in what workers have written down, and forget what is old."""
-        pruned_s = 0.0
-        while True:
-            try:
-                await asyncio.to_thread(self._feedback.take_in)
-                if time.time() - pruned_s > PRUNE_EVERY_S:
-                    pruned_s = time.time()
-                    await asyncio.to_thread(self._feedback.prune, int((pruned_s - KEEP_S) * 1000))
-            except (OSError, InterlockError) as error:
-                log.error("feedback was not taken in", extra=logs.fields(error=str(error)))
-            await asyncio.sleep(TAKE_IN_EVERY_S)
-
     async def _tidy(self) -> None:
         """Take away what self-tests left whose command was killed."""
         while True:
@@ -353,7 +344,7 @@ class _AdminServer(uvicorn.Server):
 
 
 async def _run(
-    args: ProcessArgs, context: Context, app: AppFile, block: Block, feedback: FeedbackStore
+    args: ProcessArgs, context: Context, app: AppFile, block: Block, feedback: FeedbackStore | None
 ) -> None:
     await Control(args, context, app, block, feedback).run()
 
@@ -371,11 +362,12 @@ def main(argument: str) -> int:
     try:
         context = open_context(config.home)
         try:
-            feedback = FeedbackStore(config.home)
+            feedback = open_feedback(context)
             try:
                 asyncio.run(_run(args, context, read_app_file(config.home), block, feedback))
             finally:
-                feedback.close()
+                if feedback is not None:
+                    feedback.close()
         finally:
             context.close()
     except InterlockError as error:

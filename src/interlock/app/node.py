@@ -40,6 +40,7 @@ from interlock.app.processes import (
 from interlock.app.quarantine import all_releases, read_quarantine, write_quarantine
 from interlock.app.sockets import open_admin_socket, open_data_sockets
 from interlock.core.errors import InterlockError
+from interlock.core.feedback import newest_incarnation
 from interlock.core.letters import ChildStatus, Desired, Report, executor_socket, letters_socket
 from interlock.core.model import Placement, Version
 from interlock.core.settings import NodeConfig, check_config, run_folder
@@ -77,7 +78,7 @@ class Supervisor:
         self._admin = admin
         self._module = module
         self._limits = limits or Limits(stop_s=config.drain_s + 2.0)
-        self._incarnation = time.time_ns()
+        self._incarnation = max(time.time_ns(), newest_incarnation(config.home) + 1)
         self._lifeline, self._lifeline_end = os.pipe()
         self._children: dict[str, Child] = {}
         self._desired = Desired(config.node, -1)
@@ -319,8 +320,7 @@ class Supervisor:
             (Kind.CONTROL, CONTROL_LEAVES_S),
         ):
             await self._end([c for c in self._children.values() if c.spec.kind is kind], within_s)
-        with contextlib.suppress(FileNotFoundError):
-            (run_folder(self._config.home) / "node.json").unlink()
+        (run_folder(self._config.home) / "node.json").unlink(missing_ok=True)
         os.close(self._lifeline_end)
         os.close(self._lifeline)
         log.info("down")

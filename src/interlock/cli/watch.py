@@ -164,7 +164,10 @@ def _picture(found: "RolloutView", events: list[Event]) -> "RenderableType":
     from rich.text import Text
 
     row, judgement = found.release, found.judgement
+    arms = row.policy.arms if row.policy is not None else ()
     shares = " → ".join(f"{epoch.weight:.3g}" for epoch in found.epochs[-8:]) or "none yet"
+    if arms and found.epochs:
+        shares = ", ".join(f"{arm.weight:.3g} to {arm.version}" for arm in arms)
     rate = "not measured yet" if found.rate_per_s is None else f"{found.rate_per_s:,.3g} requests/s"
     parts: list[RenderableType] = [Text(f"traffic {rate}   shares so far {shares}")]
     if judgement is not None:
@@ -176,11 +179,9 @@ def _picture(found: "RolloutView", events: list[Event]) -> "RenderableType":
                 f"{judgement.incumbent_requests:,} ({judgement.incumbent_bad:,}), run by both {_ran(found):,}"
             )
         )
+        spent = f"harm {judgement.harm:.0f}" if arms else f"harm {judgement.harm:.0f} of {budget:g}"
         parts.append(
-            Text(
-                f"harm {judgement.harm:.0f} of {budget:g}   fails at most {judgement.excess_most:.2%} more "
-                f"often   the budget allows {left}"
-            )
+            Text(f"{spent}   fails at most {judgement.excess_most:.2%} more often   the budget allows {left}")
         )
         gates = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for title in ("gate", "evidence, limit at the end", "", "verdict"):
@@ -195,7 +196,6 @@ def _picture(found: "RolloutView", events: list[Event]) -> "RenderableType":
             reason = show.printable(str(event.body.get("reason") or ""))
             log.add_row(show.ago(event.time_s), Text(show.printable(event.kind)), Text(reason[:160]))
         parts += [Text(""), log]
-    arms = row.policy.arms if row.policy is not None else ()
     numbers = ", ".join(arm.version for arm in arms) or row.number
     title = f"{row.model}: version {numbers} against {found.incumbent or 'nothing'}, {row.strategy}, "
     title = show.printable(f"{title}{row.state}, share {row.weight:.3g}")

@@ -1,6 +1,7 @@
 """Feedback: what became of a request, told later by its id: a click, a purchase, a rating, a label."""
 
 import re
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import msgspec
 from interlock.core.errors import ConfigError, InvalidRequest
 from interlock.core.request import RequestId, parse_request_id
 
-MOST_ITEMS = 10_000
-"""In one message."""
+MOST_ITEMS = 1000
+MOST_BYTES = 256 * 1024
+"""Of one message: a worker answers nothing else while it reads one, some 30 ms for the largest."""
+MOST_AGE_S = 20 * 86400.0
+"""Of a metric; feedback is kept longer than that."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 
 
@@ -45,7 +49,11 @@ def check_feedback(item: Feedback) -> None:
 
     Raises: InvalidRequest, with what came and what is wanted.
     """
-    _ = item.of
+    of = item.of
+    if max(of.release, of.epoch, of.arm, of.origin, of.time_ms, of.sequence, of.unit or 0) >= 2**63 or (
+        of.encode() != item.id.encode()
+    ):
+        raise InvalidRequest(f"'id' is {item.id!r}: want the interlock-request-id of an answer, as it came")
     if not _NAME.fullmatch(item.name):
         raise InvalidRequest(f"'name' is {item.name[:80]!r}: want 1-64 of letters, digits, _ . : -")
     if not isfinite(item.value):
@@ -59,6 +67,17 @@ class Note(msgspec.Struct, frozen=True, array_like=True):
     name: str
     value: float
     came_ms: int
+
+
+def newest_incarnation(home: Path) -> int:
+    """The highest incarnation of a worker whose feedback has not been read yet; 0 for none. A later one must
+    have a higher number, also where the clock was set back: by it, files tell which of them grows."""
+    found = 0
+    with suppress(OSError):
+        for path in inbox_folder(home).iterdir():
+            with suppress(ValueError, IndexError):
+                found = max(found, int(path.name.rsplit(".", 2)[1], 16))
+    return found
 
 
 def inbox_folder(home: Path) -> Path:
@@ -100,8 +119,8 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"missing = {self.missing} {of}: want what a request without feedback counts as, "
                 f"{self.least:g} to {self.greatest:g}"
             )
-        if not 0.0 <= self.age_s <= 1e7:
-            raise ConfigError(f"age_s = {self.age_s} {of}: want seconds from 0 to 10 million")
+        if not 0.0 <= self.age_s <= MOST_AGE_S:
+            raise ConfigError(f"age_s = {self.age_s} {of}: want seconds from 0 to {MOST_AGE_S:,.0f}")
         if not 0.0 < self.margin < self.greatest - self.least:
             raise ConfigError(
                 f"margin = {self.margin} {of}: want more than 0 and less than greatest - least "

@@ -123,6 +123,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{len(self.metrics)} metrics and {len(self.arms)} candidates of a release: want at most "
                 f"{MOST_METRICS} and {MOST_ARMS}"
             )
+        for metric in self.metrics:
+            if metric.age_s >= self.time_limit_s:
+                raise ConfigError(
+                    f"age_s = {metric.age_s:g} of metric '{metric.name}' of a release: want less than its "
+                    f"time_limit_s, {self.time_limit_s:g}; nothing would be scored in time"
+                )
         shares = [arm.weight for arm in self.arms]
         if self.arms and not (min(shares) >= 0.001 and sum(shares) <= 0.999):
             raise ConfigError(

@@ -126,7 +126,7 @@ class RequestId(msgspec.Struct, frozen=True):
 
     `origin` is the incarnation of the worker; (origin, sequence) is unique; `time_ms` is Unix time. `unit`:
     where units stick to an arm, the position of this one (`unit_field`), which is the same for all of its
-    requests in one release and says nothing of who it is; else None.
+    requests in one release; else None.
     """
 
     release: int

@@ -34,7 +34,8 @@ def judge_all(
         for index, (of, held) in enumerate(zip_longest(epochs, memory[: len(epochs)]), start=1)
     ]
     names = [arm.version for arm in policy.arms]
-    proved = [(_evidence(one), name) for one, name in zip(found, names, strict=True) if one.proved]
+    verdict = f"{policy.metrics[0].name} better"
+    proved = [(_evidence(one, verdict), name) for one, name in zip(found, names, strict=True) if one.proved]
     needed = [one.requests_needed for one in found if one.requests_needed is not None]
     return Judgement(
         gates=tuple(
@@ -60,6 +61,16 @@ def judge_all(
     )
 
 
+def served(epochs: Sequence[tuple[EpochTally, ...]], policy: Policy, number: str) -> int:
+    """How many requests one candidate has been sent and answered, well or not."""
+    return sum(
+        epoch.candidate.requests
+        for arm, of in zip(policy.arms, epochs, strict=True)
+        for epoch in of
+        if arm.version == number
+    )
+
+
 def proofs(judgement: Judgement, policy: Policy) -> str:
     """Why the winner is one, in words."""
     mine = f"version {judgement.winner}: " if len(policy.arms) > 1 else ""
@@ -70,8 +81,8 @@ def proofs(judgement: Judgement, policy: Policy) -> str:
     )
 
 
-def _evidence(judgement: Judgement) -> float:
-    return max(gate.log10_e for gate in judgement.gates if gate.kind is Kind.PROMOTION)
+def _evidence(judgement: Judgement, name: str) -> float:
+    return next(gate.log10_e for gate in judgement.gates if gate.name == name)
 
 
 def _named(gate: Gate, version: str) -> Gate:

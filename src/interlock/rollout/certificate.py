@@ -10,7 +10,7 @@ import msgspec
 from interlock.core.policy import Policy
 from interlock.core.state import PairCounts
 from interlock.core.verdict import Verdict
-from interlock.registry.rows import Event, ReleaseRow
+from interlock.registry.rows import Event, ReleaseRow, ReleaseState
 from interlock.rollout.judgement import Gate, Kind
 from interlock.rollout.plan import (
     AB,
@@ -38,7 +38,7 @@ DECIDED = {
 
 class Stage(msgspec.Struct, frozen=True):
     """What both versions did while the candidate had one share. Requests; `started_s` is Unix time. Of an A/B
-    test, one of each candidate: `version`, whose share is that of the two that are compared."""
+    test, one of each candidate: `version`."""
 
     epoch: int
     weight: float
@@ -104,12 +104,14 @@ def certify(row: ReleaseRow, events: Iterable[Event]) -> Certificate | None:
         if event.seq in recorded:
             hashed.update(msgspec.json.encode(event.body["snapshot"], order="deterministic") + b"\n")
     policy = policy_of(row)
+    won = row.state in (ReleaseState.DONE, ReleaseState.SWITCHING, ReleaseState.KEEPING)
+    candidate = row.number if won or not policy.arms else ", ".join(arm.version for arm in policy.arms)
     return Certificate(
         release=row.id,
         model=row.model,
         strategy=row.strategy,
-        candidate=row.number,
-        candidate_digest=seen.digest,
+        candidate=candidate,
+        candidate_digest=_digest(looks, candidate),
         incumbent=row.previous_number,
         verdict=row.state.value,
         decided=_decided(row, by_hand, looks),
@@ -237,27 +239,48 @@ def _guarantee(row: ReleaseRow, policy: Policy, gates: Sequence[Gate]) -> tuple[
 
 
 def _guarantee_of_test(policy: Policy) -> tuple[str, ...]:
-    metric, which = policy.metrics[0], "requests"
+    metric = policy.metrics[0]
+    same = f"A version whose mean of '{metric.name}' is no better than the live one's"
+    what = (
+        f"Requests count when they are {metric.age_s:g} s old, in both arms, with the feedback of that time."
+    )
     if policy.is_sticky:
-        which = "units (the first value of each)"
+        same = f"A version with which each unit would give the same '{metric.name}' at the same time"
+        what = (
+            f"A unit counts once, with the first value that comes, if it comes within {metric.age_s:g} s of "
+            "its request. A version whose units answer sooner, and no better, may look better meanwhile. "
+            "Alarms of errors and latency count requests: where units stick to a version, they have no such "
+            "guarantee."
+        )
     return (
-        f"A version whose mean of '{metric.name}' is no better than the live one's is promoted with a "
-        f"probability of at most {policy.alpha:.2%}, of all candidates together, however long this runs and "
-        "however often one looks.",
+        f"{same} is promoted with a probability of at most {policy.alpha:.2%}, of all candidates together, "
+        "however long this runs and however often one looks.",
         f"A version that is no worse is rolled back with a probability of at most {policy.alpha:.2%}, by all "
         "alarms of all candidates together.",
-        f"What counts are {which} of the age of {metric.age_s:g} s, in both arms, with the feedback that had "
-        "come by then. Alarms of errors and latency count requests: where units stick to a version, they "
-        "have no such guarantee.",
+        what,
         "Assumed: docs/explanation/evidence.md, 'What is assumed'. A person's decision proves nothing.",
     )
+
+
+def _digest(looks: Sequence[tuple[Snapshot, Action]], number: str) -> str:
+    """The artifact of a candidate; of several, all of them in their order."""
+    found: dict[str, str] = {}
+    for snapshot, _ in looks:
+        found[snapshot.release.number] = snapshot.digest
+        found |= {one.number: one.digest for one in snapshot.variants}
+    return ", ".join(found.get(one, "unknown") for one in number.split(", "))
 
 
 def _stages(ramp: RampView, policy: Policy) -> Iterable[Stage]:
     if not policy.arms:
         return map(_stage, ramp.epochs)
     each = zip(policy.arms, (ramp.epochs, *ramp.others), strict=True)
-    return [_stage(epoch, arm.version) for arm, epochs in each for epoch in epochs]
+    return [
+        # Of all requests, where an epoch of the test has it among those of the two that it compares.
+        msgspec.structs.replace(_stage(epoch, arm.version), weight=arm.weight if epoch.weight else 0.0)
+        for arm, epochs in each
+        for epoch in epochs
+    ]
 
 
 def _stage(epoch: EpochTally, version: str = "") -> Stage:

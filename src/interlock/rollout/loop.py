@@ -4,8 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -19,7 +18,6 @@ from interlock.registry.rows import RampEpoch, ReleaseRow, ReleaseState
 from interlock.rollout.desired import ModelRow, build_desired
 from interlock.rollout.gate import Load
 from interlock.rollout.memory import Memory, Watch
-from interlock.rollout.metrics import MetricTally, Scores, Values
 from interlock.rollout.plan import (
     BLUE_GREEN,
     COMPARED,
@@ -33,8 +31,9 @@ from interlock.rollout.plan import (
     next_action,
     policy_of,
 )
+from interlock.rollout.scoring import Feedback, Scoring
 from interlock.rollout.snapshot import Limits, RampView, Snapshot, Variant, WorkerView, view_of
-from interlock.rollout.tally import next_cuts, sent_by_arm, sent_in_all, tally, tally_all
+from interlock.rollout.tally import next_cuts, sent_in_all, tally, tally_all
 
 log = logging.getLogger("interlock.rollout")
 
@@ -47,17 +46,9 @@ RAMP_TICK_S = 0.1
 RATE_OVER_S = 10.0
 RATE_AT_LEAST_S = 1.0
 """Over how long the traffic of a model is measured, at most and at least."""
-WRITTEN_WITHIN_S = 1.0
-"""A worker notes when feedback came, and then writes it down: within this, whatever keeps it from a core."""
 _GATHERING = (ReleaseState.RAMPING, ReleaseState.PAUSED, ReleaseState.KEEPING)
 
 Counts = Callable[[], Mapping[ArmKey, ArmCounts]]
-
-
-class Feedback(Values, Protocol):
-    """Where feedback is kept. `take_in` makes all that came by now visible to `scored`."""
-
-    def take_in(self) -> int: ...
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -104,8 +95,7 @@ class RolloutLoop:
         self._crashes = crashes
         self._on_end = on_end
         self._memory = Watch(memory)
-        self._feedback = feedback
-        self._scores: dict[tuple[int, str], Scores] = {}
+        self._scoring = Scoring(feedback)
         self._now_s = now_s
         self._clock = clock
         self._wake = asyncio.Event()
@@ -168,7 +158,13 @@ class RolloutLoop:
             model: look for model, look in self.looked.items() if model in {row.model for row in self._open}
         }
         for row in self._open:
-            acted = self._advance(row, counts) or acted
+            try:
+                acted = self._advance(row, counts) or acted
+            except InterlockError:
+                raise
+            except Exception:
+                # Whatever is wrong with one model's release, those of the others go on.
+                log.exception("a look failed", extra={"fields": {"model": row.model, "release": row.id}})
         return acted
 
     def _tick_s(self) -> float:
@@ -188,6 +184,7 @@ class RolloutLoop:
             return False
         before_open = {row.id for row in self._open if row.strategy in COMPARED}
         self._open = tuple(self._ledger.open_releases())
+        self._scoring.keep({row.id for row in self._open})
         for gone in before_open - {row.id for row in self._open}:
             self._on_end(self._ledger.release(gone))
         by_model = {row.model: row for row in self._open}
@@ -325,33 +322,9 @@ class RolloutLoop:
             next_cuts=next_cuts(policy_of(row), live, row, counts),
             crashes=self._crashes(version),
             load=None if rate_per_s is None else Load(rate_per_s, places, version.profile.batch_s),
-            scored=self._scored(row, live.number, epochs, counts),
+            scored=self._scoring.look(row, live.number, epochs, counts, self._now_s()),
             memory=self._memory.views(row, live, self._ledger.version, counts, rate_per_s, now_s),
         )
-
-    def _scored(
-        self,
-        row: ReleaseRow,
-        live: str,
-        epochs: Sequence[RampEpoch],
-        counts: Mapping[ArmKey, ArmCounts],
-    ) -> tuple[MetricTally, ...]:
-        policy = policy_of(row)
-        if self._feedback is None or not policy.metrics:
-            return ()
-        now_ms = int((self._now_s() - WRITTEN_WITHIN_S) * 1000)
-        self._feedback.take_in()  # all that came until then is in the database now
-        versions = [live, *([arm.version for arm in policy.arms] or [row.number])]
-        # Of units that stick to an arm one value counts each; how many units asked is not known.
-        asked = {} if policy.is_sticky else sent_by_arm(row, versions, epochs, counts)
-        self._scores = {key: one for key, one in self._scores.items() if key[0] in {r.id for r in self._open}}
-        found = []
-        for metric in policy.metrics:
-            key = row.id, metric.name
-            if key not in self._scores:
-                self._scores[key] = Scores(row.id, metric, len(versions))
-            found.append(self._scores[key].look(self._feedback, now_ms, asked))
-        return tuple(found)
 
     def _entered(self, row: ReleaseRow, now_s: float) -> tuple[float, int]:
         """When this loop first saw the release in its state and epoch, and the revision that told the

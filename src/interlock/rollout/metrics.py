@@ -11,7 +11,7 @@ the proof.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,6 +28,10 @@ FIRST_CENTRE = 32
 """Values of the incumbent before the first centre is taken from them; each next one at twice as many."""
 SAMPLES = 64
 """How many earlier looks are kept to know how many requests are old enough."""
+MOST_A_LOOK = 20_000
+"""Values that are scored in one look: some 200 ms, for which the others wait."""
+_LAST = "\x7f"
+"""Behind every request id."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -52,8 +56,8 @@ class Values(Protocol):
     """Where feedback lies, in the order of its requests (`registry.feedback.FeedbackStore`)."""
 
     def scored(
-        self, release: int, name: str, after: tuple[int, str], until_ms: int, age_ms: int
-    ) -> Iterator["Value"]: ...
+        self, release: int, name: str, after: tuple[int, str], until_ms: int, age_ms: int, most: int = ...
+    ) -> Sequence["Value"]: ...
 
 
 class Value(Protocol):
@@ -86,14 +90,22 @@ class Scores:
         self._centre = metric.badness(metric.missing) if not metric.only_with_feedback else 0.5
         self._asked: deque[tuple[int, Mapping[int, tuple[int, ...]]]] = deque()
 
-    def look(self, values: Values, now_ms: int, asked: Mapping[int, tuple[int, ...]]) -> MetricTally:
+    def look(
+        self, values: Values, now_ms: int, asked_ms: int, asked: Mapping[int, tuple[int, ...]]
+    ) -> MetricTally:
         """What is known at `now_ms` (Unix time; all feedback that came by then is in `values`). `asked`: the
-        requests that were sent by now, by epoch and arm."""
+        requests that had been sent at `asked_ms`, by epoch and arm. Much is scored in several looks."""
         metric, age_ms = self._metric, int(self._metric.age_s * 1000)
-        for one in values.scored(self._release, metric.name, self._after, now_ms - age_ms, age_ms):
+        until_ms = now_ms - age_ms
+        found = values.scored(self._release, metric.name, self._after, until_ms, age_ms, MOST_A_LOOK)
+        for one in found:
             self._add(one.epoch, one.arm, metric.badness(one.value))
-            self._after = one.sent_ms, one.id
-        old = self._old(now_ms, age_ms, asked)
+        if len(found) < MOST_A_LOOK:
+            self._after = max(self._after, (until_ms, _LAST))
+        else:
+            self._after = found[-1].sent_ms, found[-1].id
+            until_ms = found[-1].sent_ms - 1
+        old = self._old(until_ms, age_ms, asked_ms, asked)
         nothing = (0,) * self._arms
         if metric.only_with_feedback:
             old = {}
@@ -119,15 +131,15 @@ class Scores:
                 self._centre = self._of_incumbent.total / self._of_incumbent.count
 
     def _old(
-        self, now_ms: int, age_ms: int, asked: Mapping[int, tuple[int, ...]]
+        self, until_ms: int, age_ms: int, asked_ms: int, asked: Mapping[int, tuple[int, ...]]
     ) -> Mapping[int, tuple[int, ...]]:
-        """The requests that had been sent when those that are of age now were."""
+        """Requests of which each had been sent by `until_ms`: by the counts of an earlier look."""
         kept = self._asked
-        if not kept or now_ms - kept[-1][0] >= age_ms / SAMPLES:
-            kept.append((now_ms, dict(asked)))
-        while len(kept) > 1 and kept[1][0] <= now_ms - age_ms:
+        if not kept or (asked_ms - kept[-1][0] >= age_ms / SAMPLES and len(kept) < 4 * SAMPLES):
+            kept.append((asked_ms, dict(asked)))
+        while len(kept) > 1 and kept[1][0] <= until_ms:
             kept.popleft()
-        return kept[0][1] if kept[0][0] <= now_ms - age_ms else {}
+        return kept[0][1] if kept[0][0] <= until_ms else {}
 
 
 def log_e_worse(tally: MetricTally, weights: Mapping[int, float], arm: int = 1) -> float:

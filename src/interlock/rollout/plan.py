@@ -24,7 +24,7 @@ import msgspec
 from interlock.core.policy import Policy, Undecided
 from interlock.evidence.exceedance import Cut
 from interlock.registry.rows import ReleaseRow, ReleaseState
-from interlock.rollout.ab import judge_all, proofs
+from interlock.rollout.ab import judge_all, proofs, served
 from interlock.rollout.forecast import forecast, in_words
 from interlock.rollout.gate import judge
 from interlock.rollout.judgement import Judgement, Kind
@@ -161,6 +161,8 @@ def judged(snapshot: Snapshot) -> Judgement | None:
     row, ramp = snapshot.release, snapshot.ramp
     if row.strategy == AB:
         each = (ramp.epochs, *ramp.others)
+        if len(each) != len(policy_of(row).arms):  # nothing is live any more, or a record is lost
+            return None
         return judge_all(each, policy_of(row), ramp.load, row.resumed_epoch, ramp.scored, ramp.memory)
     return judge(
         ramp.epochs,
@@ -307,7 +309,7 @@ def _test(snapshot: Snapshot, judgement: Judgement) -> Action:
     assert ramp is not None
     if row.weight == 0.0:
         return _give_shares(snapshot, "resumed")
-    if judgement.winner and judgement.candidate_requests >= LEAST_SERVED:
+    if judgement.winner and served((ramp.epochs, *ramp.others), policy, judgement.winner) >= LEAST_SERVED:
         return Promote(proofs(judgement, policy), judgement.winner)
     if (over := _time_over(snapshot, judgement)) is not None:
         return over

@@ -111,11 +111,12 @@ def sent_by_arm(
     epochs: Sequence[RampEpoch],
     counts: Mapping[ArmKey, ArmCounts],
 ) -> dict[int, tuple[int, ...]]:
-    """How many requests the route gave to each arm, by epoch; `versions` are those of the arms by index."""
+    """How many requests the route gave to each arm, by epoch, without those that were the client's mistake;
+    `versions` are those of the arms by index."""
 
     def sent(epoch: int, version: str, index: int) -> int:
         one = counts.get(ArmKey(row.model, version, row.id, epoch, index), _NOTHING)
-        return one.dispatched + one.refused
+        return one.dispatched + one.refused - one.invalid
 
     return {
         epoch.number: tuple(sent(epoch.number, version, index) for index, version in enumerate(versions))

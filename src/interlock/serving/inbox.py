@@ -6,6 +6,7 @@ the end of any process (not that of the machine: nothing is synced for each requ
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import time
 
@@ -56,7 +57,10 @@ class Inbox:
     def _next(self) -> None:
         self._close()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        waiting = sum(entry.stat().st_size for entry in os.scandir(self._folder))
+        waiting = 0
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # control has just read it
+                waiting += path.stat().st_size
         if waiting > MOST_BYTES:
             raise OSError(f"{waiting} bytes of feedback wait for control already")
         self._part += 1

@@ -73,8 +73,9 @@ class Target:
         self.codec: Any = None
         self.unit_field = route.unit_field if arm.index != DIRECT_ARM else None
         self.fixed = arm.index == DIRECT_ARM or (route.only_arm is arm and self.unit_field is None)
-        # Where units stick to an arm, their ids say which requests are of one unit.
-        self._salt = route.salt if route.sticky and len(route.arms) > 1 and arm in route.arms else None
+        # Where units stick, ids say which requests are of one; not where a single arm answers all of them.
+        is_one_of_several = route.only_arm is None and arm in route.arms
+        self._salt = route.salt if route.sticky and is_one_of_several else None
         self._prefix = prefix
         self._infer = infer
 
@@ -290,7 +291,7 @@ class Infer:
         ]
 
     def feedback(self, items: Sequence[Feedback]) -> None:
-        """Keep all items, on disk when this returns. Raises: Unavailable, and then none of them is kept."""
+        """Keep all items, on disk when this returns. Raises: Unavailable; then they are to be sent again."""
         if self._keep is None:
             raise Unavailable("nothing keeps feedback here")
         self._keep(items)

@@ -6,8 +6,8 @@
 
 import msgspec
 
-from interlock.core.errors import InvalidRequest, MalformedMessage
-from interlock.core.feedback import MOST_ITEMS, Feedback, check_feedback
+from interlock.core.errors import InvalidRequest, MalformedMessage, RequestTooLarge
+from interlock.core.feedback import MOST_BYTES, MOST_ITEMS, Feedback, check_feedback
 
 
 class _Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -22,8 +22,12 @@ _decode = msgspec.json.Decoder(list[_Item] | _Item).decode
 def feedback_of(body: bytes) -> list[Feedback]:
     """All of a message, or none of it.
 
-    Raises: MalformedMessage; InvalidRequest, which names the item that cannot be kept.
+    Raises: RequestTooLarge; MalformedMessage; InvalidRequest, which names the item that cannot be kept.
     """
+    if len(body) > MOST_BYTES:
+        raise RequestTooLarge(
+            f"{len(body)} bytes of feedback; the limit is {MOST_BYTES}: send it in several messages"
+        )
     try:
         found = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

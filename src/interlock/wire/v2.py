@@ -290,7 +290,7 @@ class V2:
 
     def _take_feedback(self, exchange: Exchange) -> None:
         items = feedback_of(bytes(exchange.body))
-        self._infer.feedback(items)  # all of it is kept, or it raises and nothing is
+        self._infer.feedback(items)
         _answer(exchange, {"accepted": len(items)})
 
     def _handle_repository(self, exchange: Exchange, ask: Ask) -> None:
