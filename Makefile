@@ -102,7 +102,7 @@ bench: $(installed)  ## measure against peers, into benchmarks/results/
 	@$(bin)/python -m benchmarks.bench_rules
 	@$(bin)/python -m benchmarks $(ARGS)
 
-releases: $(installed)  ## release 20 bad and 20 good versions by evidence, under load: half an hour
+releases: $(installed)  ## release 20 bad and 20 good versions by evidence, under load: a quarter of an hour
 	@$(bin)/python -m benchmarks.bench_releases $(ARGS)
 
 soak: $(installed) $(kserve_installed)  ## the tests that run for minutes
