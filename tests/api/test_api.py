@@ -29,6 +29,8 @@ from tests.operations.homes import (
     release_and_carry_out,
 )
 
+pytestmark = pytest.mark.slow
+
 READY = a_node(a_report("worker-0", a_status("iris", "2", VersionState.READY)))
 NOT_READY = a_node(a_report("worker-0", a_status("iris", "2", VersionState.LOADING), ready=False))
 

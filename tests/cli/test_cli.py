@@ -28,6 +28,8 @@ from tests.operations.homes import (
     release_and_carry_out,
 )
 
+pytestmark = pytest.mark.slow
+
 LISTING = ["status", "models", "versions", "events", "quarantine"]
 NODE = a_node(a_report("worker-0", a_status("iris", "2", VersionState.READY)))
 

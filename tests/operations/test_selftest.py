@@ -30,6 +30,8 @@ from interlock.runtime.fault import marked
 from tests.operations.homes import a_home, a_version, carry_out, carrying_out, release_and_carry_out
 from tests.rollout.histories import GOOD, a_shadow
 
+pytestmark = pytest.mark.slow
+
 ALL = Signature(
     tuple(TensorSpec(name, name, (-1, 2)) for name in DATATYPES), (TensorSpec("y", "INT64", (-1,)),)
 )

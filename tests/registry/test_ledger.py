@@ -339,6 +339,7 @@ except LedgerError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FILLER, str(tmp_path / "ledger.db")],
@@ -363,6 +364,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("acknowledged", [1, 40, 150])
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, acknowledged: int) -> None:
     writer = subprocess.Popen(

@@ -192,6 +192,7 @@ def test_what_cannot_be_a_test_is_refused(changes: dict[str, object], said: str)
     assert said in error.value.message
 
 
+@pytest.mark.slow
 def test_of_candidates_that_are_no_better_any_is_promoted_at_most_as_often_as_it_says() -> None:
     alpha, trials = 0.05, 200
     policy = msgspec.structs.replace(POLICY, alpha=alpha)

@@ -25,6 +25,8 @@ from interlock.rollout.metrics import (
     versus,
 )
 
+pytestmark = pytest.mark.slow
+
 ALPHA = 0.05
 TRIALS = 400
 CLICK = Metric("click", age_s=10.0)

@@ -24,6 +24,8 @@ from interlock.rollout.snapshot import Snapshot
 from interlock.rollout.tally import ArmTally, EpochTally
 from tests.rollout.canaries import Canary, constant, decisions_only
 
+pytestmark = pytest.mark.slow
+
 POLICY = Policy(shadow=1.0, reverse=1.0, shielded=True, most_disagreement=0.2)
 POLICY_OF_ANSWERS = Policy(shadow=0.0, reverse=0.0, shielded=False, most_disagreement=1.0)
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "INT64", (-1,)),))

@@ -26,6 +26,8 @@ from interlock.serving import counters
 from interlock.serving.counters import OTHER, Block, Phase, abandoned, fold, read_all, read_block
 from tests.thorough import examples
 
+pytestmark = pytest.mark.slow
+
 KEY = ArmKey(model="iris", version="1", release=7, epoch=2, arm=1)
 KEYS = [ArmKey(model="m", version=str(k % 2), release=k, epoch=0, arm=0) for k in range(3)]
 
