@@ -4,9 +4,9 @@ version wins, and a control that is killed loses none of it."""
 import http.client
 import json
 import random
-import threading
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from interlock.rollout.mirroring import settled
 from interlock.rollout.plan import AB
 from interlock.rollout.replay import replay
 from tests.app.nodes import RunningNode, put_python, until
+from tests.app.traffic import Threads
 
 pytestmark = pytest.mark.server
 
@@ -34,7 +35,7 @@ POLICY = Policy(
 )
 
 
-class Visitors:
+class Visitors(Threads):
     """Each asks twice and clicks or not, by the version that answered; told by the id in the answer."""
 
     def __init__(self, node: RunningNode) -> None:
@@ -43,18 +44,7 @@ class Visitors:
         self.answers = 0
         self.refused: list[bytes] = []
         self._port = node.node.http_port
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._visit, args=(k,)) for k in range(3)]
-
-    def __enter__(self) -> "Visitors":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        super().__init__(*(partial(self._visit, k) for k in range(3)))
 
     def seen(self) -> set[str]:
         return {version for seen in list(self.versions.values()) for version in seen}

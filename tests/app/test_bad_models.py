@@ -7,10 +7,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import interlock
 from interlock.operations.context import opened
 from interlock.operations.release import release_now
 from tests.app.nodes import until
+from tests.app.traffic import Threads
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 
@@ -168,15 +169,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
         line.run("down", "--timeout", "20", "--force")
 
 
-class Neighbours:
+class Neighbours(Threads):
     """Asks other models all the while, and remembers what was not right."""
 
     def __init__(self, node: CommandLine, *names: str) -> None:
         self.wrong: list[object] = []
         self.asked = 0
         self._node = node
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(name,)) for name in names]
+        super().__init__(*(partial(self._ask, name) for name in names))
 
     def _ask(self, name: str) -> None:
         while not self._stop.is_set():
@@ -185,16 +185,6 @@ class Neighbours:
             if (status, value) != (200, 6.0) or took_s > 5.0:
                 self.wrong.append((name, status, value, took_s))
             self._stop.wait(0.01)
-
-    def __enter__(self) -> "Neighbours":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @pytest.mark.parametrize(

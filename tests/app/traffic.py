@@ -5,9 +5,10 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from interlock.core.policy import Policy
 from interlock.registry.ledger import Ledger
@@ -27,6 +28,24 @@ FAILS = (
     "plain = self.predict; self.predict = lambda i: "
     "1 / 0 if any(v > 19 and v % 10 < 3 for v in i['x'][:, 0]) else plain(i)"
 )
+
+
+class Threads:
+    """Clients in threads of their own, for as long as a `with` block; each looks at `_stop`."""
+
+    def __init__(self, *work: Callable[[], None]) -> None:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=one) for one in work]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
 
 
 class Traffic:
