@@ -10,6 +10,9 @@ mSPRT, z). The bound is ln(1 / alpha) over the greatest growth rate that any tes
 neither arm's rate but both alternatives (mean requests, Wald's identity). Caveats: simulated traffic, not
 a service; the rules of other tools are reduced to their decision: a window of 100 canary requests fails
 when its rate of errors is above the incumbent's true rate, which they are simply told.
+
+Past 400 lines because ours and the usual rules are judged on the same simulated traffic, with the same seed,
+in one run: each table is a function here, and its rows would otherwise be pasted together by hand.
 """
 
 import argparse

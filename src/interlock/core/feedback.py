@@ -12,7 +12,7 @@ from interlock.core.request import RequestId, parse_request_id
 
 MOST_ITEMS = 1000
 MOST_BYTES = 256 * 1024
-"""Of one message: a worker answers nothing else while it reads one, some 30 ms for the largest."""
+"""Of one message: a worker answers nothing else while it reads one, some 6 ms for 1,000 items."""
 MOST_AGE_S = 20 * 86400.0
 """Of a metric; feedback is kept longer than that."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")

@@ -150,8 +150,8 @@ def id_prefix(release: int, epoch: int, arm: int, origin: int) -> bytes:
 
 
 def unit_field(position: float) -> int:
-    """A unit's position in [0, 1) as an id has it: 48 bits, of which two units in ten million share one with
-    some other where there are 100 million of them."""
+    """A unit's position in [0, 1) as an id has it: 48 bits, of which some four units in ten million share
+    one with another unit where there are 100 million of them."""
     return int(position * 2**48)
 
 

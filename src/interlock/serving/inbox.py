@@ -24,7 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Inbox:
-    """The files of one worker. For its event loop: a call costs some 10 us, and 1 us an item."""
+    """The files of one worker. For its event loop: a call costs some 6 us, and .4 us an item."""
 
     def __init__(self, home: Path, process: str, incarnation: int) -> None:
         self._folder = inbox_folder(home)
@@ -43,19 +43,15 @@ class Inbox:
                 self._next()
             written = os.write(self._file, data)
         except OSError as error:
-            self._close()
+            self.close()
             raise Unavailable(f"the feedback cannot be written down: {error}; send it again") from error
         self._size += written
         if written < len(data):  # a line was cut: nothing is to follow it
-            self._close()
+            self.close()
             raise Unavailable("the feedback cannot be written down: the disk is full; send it again")
 
-    def close(self) -> None:
-        """Give the file back."""
-        self._close()
-
     def _next(self) -> None:
-        self._close()
+        self.close()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         waiting = 0
         for path in self._folder.iterdir():
@@ -68,7 +64,8 @@ class Inbox:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = 0
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give the file back."""
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
