@@ -5,26 +5,31 @@ only. One row of iris: decode 1.7 us, encode 1.4 us (benchmarks/bench_v2_codec.p
 """
 
 import math
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from interlock.codec.raw import ITEM_BYTES, unpack
 from interlock.codec.v2answer import Answer, Output, answer_head
+from interlock.codec.v2input import (
+    NO_SHARED_MEMORY,
+    binary_size,
+    check_end,
+    check_spec,
+    from_json,
+    strings,
+    table,
+)
 from interlock.codec.v2json import (
     JSON_DATATYPES,
-    Input,
     Message,
     Parameters,
     RequestedOutput,
     fast_decoder,
-    flatten,
     read,
     row_decoder,
 )
 from interlock.core.errors import (
-    DatatypeMismatch,
     InputMismatch,
     InterlockError,
     MalformedMessage,
@@ -32,7 +37,7 @@ from interlock.core.errors import (
     UnknownOutput,
     Unsupported,
 )
-from interlock.core.model import DATATYPES, Array, Inputs, Signature, Tensors, TensorSpec
+from interlock.core.model import DATATYPES, Inputs, Signature, Tensors, TensorSpec
 
 _MOST_ANSWERS = 64
 _NO_PARAMETERS = Parameters()
@@ -122,7 +127,7 @@ class Codec:
                 if parameters is not None and parameters.shared_memory_region is not None:
                     raise _Doubt
                 if dtype is None:
-                    array = _strings(spec, shape, one.data)
+                    array = strings(spec, shape, one.data)
                 else:
                     # One row of flat values in one step: a reshape costs 0.25 us.
                     array = np.array([one.data] if len(shape) == 2 and shape[0] == 1 else one.data, dtype)
@@ -152,6 +157,8 @@ class Codec:
     ) -> tuple[Message, Tensors, int]:
         """The slow way, step by step: the same tensors, or the reason why there are none."""
         message = read(text)
+        if self._signature.columns:
+            return message, *table(message, binary, has_header, self._signature)
         at = 0
         tensors: Tensors = {}
         rows: tuple[str, int] | None = None
@@ -161,10 +168,10 @@ class Codec:
                 raise InputMismatch(f"input '{one.name}' is unknown; {self._label} wants {self._wants()}")
             if one.name in tensors:
                 raise InputMismatch(f"input '{one.name}' is there twice; send it once")
-            _check_spec(one, spec, self._signature.batch_axis)
-            size = _binary_size(one, len(binary) - at, has_header)
+            check_spec(one, spec, self._signature.batch_axis)
+            size = binary_size(one, len(binary) - at, has_header)
             if size is None:
-                tensors[spec.name] = _from_json(one, spec)
+                tensors[spec.name] = from_json(one, spec)
             else:
                 count = math.prod(one.shape)
                 tensors[spec.name] = unpack(
@@ -181,11 +188,7 @@ class Codec:
         missing = [f"'{name}'" for name in self._specs if name not in tensors]
         if missing:
             raise InputMismatch(f"input {', '.join(missing)} is missing; {self._label} wants {self._wants()}")
-        if at != len(binary):
-            raise MalformedMessage(
-                f"{len(binary) - at} bytes are left over behind the binary inputs; check binary_data_size and"
-                f" Inference-Header-Content-Length"
-            )
+        check_end(at, binary)
         return message, tensors, rows[1] if rows else 1
 
     def _raw(self, body: bytes | memoryview) -> Decoded:
@@ -241,7 +244,7 @@ class Codec:
                         f"output '{output.name}': classification is not offered; ask for the tensor itself"
                     )
                 if output.parameters.shared_memory_region is not None:
-                    raise Unsupported(f"output '{output.name}': {_NO_SHARED_MEMORY}")
+                    raise Unsupported(f"output '{output.name}': {NO_SHARED_MEMORY}")
                 if output.parameters.binary_data is not None:
                     is_binary = output.parameters.binary_data
             wanted.append((output.name, is_binary))
@@ -300,76 +303,3 @@ class _Doubt(InterlockError):
 
 _DOUBTS = (_Doubt, msgspec.DecodeError, ValueError, TypeError, OverflowError, RecursionError)
 """What msgspec and numpy raise when a message does not fit the signature's types."""
-
-_NO_SHARED_MEMORY = "shared memory regions are not offered; send and ask for binary data"
-
-
-def _check_spec(one: Input, spec: TensorSpec, batch_axis: int | None) -> None:
-    if one.datatype != spec.datatype:
-        raise DatatypeMismatch(
-            f"input '{one.name}': got datatype {one.datatype}; the signature wants {spec.datatype}"
-        )
-    wanted = spec.shape
-    if len(one.shape) != len(wanted) or any(
-        size not in (-1, came) for came, size in zip(one.shape, wanted, strict=True)
-    ):
-        raise ShapeMismatch(
-            f"input '{one.name}': got shape {list(one.shape)}; the signature wants {list(wanted)}"
-        )
-    if batch_axis == 0 and wanted and wanted[0] < 0 and one.shape[0] == 0:
-        raise ShapeMismatch(
-            f"input '{one.name}': got shape {list(one.shape)}, which has no rows; send at least one"
-        )
-
-
-def _binary_size(one: Input, left: int, has_header: bool) -> int | None:
-    """Bytes of the input's binary data, or None if its data is in the JSON."""
-    parameters = one.parameters
-    if parameters is not None and parameters.shared_memory_region is not None:
-        raise Unsupported(f"input '{one.name}': {_NO_SHARED_MEMORY}")
-    size = None if parameters is None else parameters.binary_data_size
-    if size is None:
-        if one.data is msgspec.UNSET:
-            raise InputMismatch(
-                f"input '{one.name}' has no data; send 'data', or parameters.binary_data_size"
-            )
-        return None
-    if one.data is not msgspec.UNSET:
-        raise InputMismatch(f"input '{one.name}' has both data and binary_data_size; send one of them")
-    if not has_header:
-        raise MalformedMessage(
-            f"input '{one.name}' has binary_data_size {size}, but no Inference-Header-Content-Length"
-            f" tells where the JSON ends"
-        )
-    if not 0 <= size <= left:
-        raise MalformedMessage(
-            f"input '{one.name}': binary_data_size is {size}, the body has {left} bytes left"
-        )
-    return size
-
-
-def _from_json(one: Input, spec: TensorSpec) -> Array:
-    if spec.datatype not in JSON_DATATYPES:
-        raise DatatypeMismatch(
-            f"input '{spec.name}' is {spec.datatype}, which JSON cannot carry; send it as binary data"
-        )
-    if spec.datatype == "BYTES":
-        return _strings(spec, one.shape, one.data)
-    values = flatten(spec, one.shape, one.data)
-    _check_count(spec, one.shape, len(values))
-    return np.array(values, DATATYPES[spec.datatype]).reshape(one.shape)
-
-
-def _strings(spec: TensorSpec, shape: tuple[int, ...], data: Any) -> Array:
-    values = flatten(spec, shape, data)
-    _check_count(spec, shape, len(values))
-    array = np.empty(len(values), np.object_)
-    array[:] = [value.encode() for value in values]
-    return array.reshape(shape)
-
-
-def _check_count(spec: TensorSpec, shape: tuple[int, ...], count: int) -> None:
-    if math.prod(shape) != count:
-        raise ShapeMismatch(
-            f"input '{spec.name}': shape {list(shape)} takes {math.prod(shape)} values, data has {count}"
-        )

@@ -69,11 +69,16 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What goes in and what comes out. `batch_axis` is 0, or None when rows cannot be joined."""
+    """What goes in and what comes out. `batch_axis` is 0, or None when rows cannot be joined.
+
+    `columns`: of a tabular model the names of its columns, in order. They are its one input's second axis, or
+    each is an input [-1, 1] of its own (`table.py`).
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_axis: int | None = 0
+    columns: tuple[str, ...] = ()
 
 
 def with_true_batch_axis(signature: Signature) -> Signature:

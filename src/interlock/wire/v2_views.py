@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from interlock.core.letters import VersionState, VersionStatus
-from interlock.core.model import ModelSettings, TensorSpec, Version
+from interlock.core.model import ModelSettings, Signature, TensorSpec, Version
 from interlock.core.state import ArmCounts, ArmKey
+from interlock.core.table import is_matrix
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -35,7 +36,7 @@ def metadata(version: Version, numbers: Iterable[str]) -> dict[str, Any]:
         "name": version.model,
         "versions": sorted(numbers, key=_by_number),
         "platform": _platform(version)[0],
-        "inputs": [_tensor(spec) for spec in version.signature.inputs],
+        "inputs": _inputs(version.signature),
         "outputs": [_tensor(spec) for spec in version.signature.outputs],
     }
 
@@ -134,6 +135,14 @@ def _durations(counts: ArmCounts) -> dict[str, dict[str, int]]:
         "cache_hit": {"count": 0, "ns": 0},
         "cache_miss": {"count": 0, "ns": 0},
     }
+
+
+def _inputs(signature: Signature) -> list[dict[str, Any]]:
+    """A table that is one tensor names its columns in the parameters, where the protocol leaves room."""
+    tensors = [_tensor(spec) for spec in signature.inputs]
+    if is_matrix(signature):
+        tensors[0]["parameters"] = {"columns": list(signature.columns)}
+    return tensors
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

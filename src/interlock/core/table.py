@@ -1,0 +1,198 @@
+"""Decides how the columns of a table become a model's inputs: one tensor, or one input a column.
+
+A tabular model's `Signature.columns` names its columns. It has one input [-1, columns] of numbers of one
+datatype, or one input [-1, 1] for each column. Whoever asks may send either form to either kind of model.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from interlock.core.errors import DatatypeMismatch, InputMismatch, ShapeMismatch
+from interlock.core.model import DATATYPES, Array, Signature, Tensors
+
+MISSING = b"\xff"
+"""A missing text in a BYTES tensor: the byte that UTF-8 never holds. A missing number is NaN."""
+
+
+def is_matrix(signature: Signature) -> bool:
+    """Whether a tabular model takes all of its columns as one tensor."""
+    return bool(signature.columns) and tuple(spec.name for spec in signature.inputs) != signature.columns
+
+
+def conform(signature: Signature, sent: Mapping[str, Array]) -> Tensors:
+    """The inputs of a tabular model, from columns by name ([rows] or [rows, 1]) or from one table
+    ([rows, columns], under any name).
+
+    Numbers take the datatype of the signature where none is lost but the digits that a float has not; texts
+    are `bytes` or `str`, and None, NaN or MISSING where there is none. Columns that the model does not have
+    are refused.
+    Raises: InputMismatch, ShapeMismatch, DatatypeMismatch, each with the column's name.
+    >>> from interlock.core.model import TensorSpec
+    >>> x = TensorSpec("x", "FP32", (-1, 2))
+    >>> conform(Signature((x,), (), 0, ("a", "b")), {"b": np.array([2]), "a": np.array([1])})["x"].tolist()
+    [[1.0, 2.0]]
+    """
+    columns = signature.columns
+    given = _columns(columns, sent)
+    rows = {name: len(values) for name, values in given.items()}
+    if len(set(rows.values())) > 1:
+        raise ShapeMismatch(f"the columns have different numbers of rows: {_few(rows)}; want the same")
+    if is_matrix(signature):
+        spec = signature.inputs[0]
+        made = np.empty((next(iter(rows.values())), len(columns)), DATATYPES[spec.datatype])
+        for index, name in enumerate(columns):
+            made[:, index] = _cast(name, given[name], spec.datatype)
+        return {spec.name: made}
+    return {
+        spec.name: _cast(spec.name, given[spec.name], spec.datatype).reshape(-1, *spec.shape[1:])
+        for spec in signature.inputs
+    }
+
+
+def texts(values: Array) -> Array:
+    """A column of texts as a BYTES tensor: UTF-8, MISSING for None and NaN.
+
+    >>> texts(np.array(["a", None, float("nan")], object)).tolist()
+    [b'a', b'\\xff', b'\\xff']
+    """
+    made = np.empty(values.size, np.object_)
+    made[:] = [_text(value) for value in values.ravel().tolist()]
+    return made.reshape(values.shape)
+
+
+def column_datatype(values: Array) -> str | None:
+    """The datatype of a column of a table, None for one that no tensor can hold (dates, lists).
+
+    >>> column_datatype(np.array(["a", None], object)), column_datatype(np.array([1.5]))
+    ('BYTES', 'FP64')
+    """
+    if values.dtype.kind in "SU":
+        return "BYTES"
+    if values.dtype.kind == "O":
+        kinds = {type(value) for value in values.ravel().tolist() if not is_missing(value)}
+        if kinds <= {str, bytes}:
+            return "BYTES"
+        if kinds <= {bool, np.bool_}:
+            return "BOOL" if not any(is_missing(value) for value in values.ravel().tolist()) else "FP64"
+        return "FP64" if all(issubclass(kind, int | float | np.number) for kind in kinds) else None
+    for name, dtype in DATATYPES.items():
+        if dtype == values.dtype and name != "BF16":
+            return name
+    return None
+
+
+def is_missing(value: object) -> bool:
+    """Whether an element of a column says that there is none."""
+    # pandas.NA is no float and compares to nothing; its type is known by its name, without pandas.
+    return (
+        value is None
+        or value == MISSING
+        or (isinstance(value, float) and value != value)
+        or type(value).__name__ == "NAType"
+    )
+
+
+def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, Array]:
+    """Each column [rows], whichever way they came."""
+    if len(sent) == 1 and set(sent) != set(columns):
+        name, table = next(iter(sent.items()))
+        if table.ndim == 2:
+            if table.shape[1] != len(columns):
+                raise ShapeMismatch(
+                    f"input '{name}': got shape {list(table.shape)}; the model has {len(columns)} columns:"
+                    f" {_names(columns)}"
+                )
+            return {column: table[:, index] for index, column in enumerate(columns)}
+    unknown = [name for name in sent if name not in columns]
+    missing = [name for name in columns if name not in sent]
+    if unknown or missing:
+        parts = [f"column {_names(missing)} is missing"] if missing else []
+        parts += [f"column {_names(unknown)} is unknown"] if unknown else []
+        raise InputMismatch(
+            f"{'; '.join(parts)}; want the columns {_names(columns)}, or one table [rows, {len(columns)}]"
+        )
+    made = {}
+    for name in columns:
+        values = sent[name]
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim != 1:
+            raise ShapeMismatch(
+                f"column '{name}': got shape {list(sent[name].shape)}; want [rows] or [rows, 1]"
+            )
+        made[name] = values
+    return made
+
+
+def _cast(name: str, values: Array, datatype: str) -> Array:
+    wanted = DATATYPES[datatype]
+    if datatype == "BYTES":
+        if values.dtype.kind in "biuf":
+            raise DatatypeMismatch(f"column '{name}': got numbers ({values.dtype}); the model wants texts")
+        return texts(values)
+    if values.dtype == wanted:
+        return values
+    numbers = values if values.dtype.kind in "biuf" else _numbers(name, values, datatype)
+    if wanted.kind == "f":
+        return numbers.astype(wanted)
+    with np.errstate(invalid="ignore"):
+        made = numbers.astype(wanted)
+    wrong = np.flatnonzero(made != numbers)
+    if wanted.kind in "iu" and numbers.dtype.kind == "f":
+        # 2**63 is a float and no INT64; its cast may come back as an equal number.
+        info = np.iinfo(wanted)
+        wrong = np.flatnonzero(
+            (made != numbers) | (numbers < float(info.min)) | (numbers >= float(info.max) + 1)
+        )
+    if len(wrong):
+        at = int(wrong[0])
+        raise DatatypeMismatch(f"column '{name}': value {numbers[at]!s} in row {at} does not fit {datatype}")
+    return made
+
+
+_WORDS = {b"true": 1.0, b"True": 1.0, b"false": 0.0, b"False": 0.0, b"": float("nan"), MISSING: float("nan")}
+
+
+def _numbers(name: str, values: Array, datatype: str) -> Array:
+    """Texts and objects as numbers: what a table of mixed columns, sent as one tensor, brings."""
+    made = np.empty(len(values), np.float64)
+    for row, value in enumerate(values.tolist()):
+        if not isinstance(value, str | bytes):
+            made[row] = _number(name, row, value, datatype)
+            continue
+        text = value.encode() if isinstance(value, str) else value
+        found = _WORDS.get(text)
+        made[row] = _number(name, row, text, datatype) if found is None else found
+    return made
+
+
+def _number(name: str, row: int, value: Any, datatype: str) -> float:
+    if is_missing(value):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DatatypeMismatch(
+            f"column '{name}': {str(value)[:60]!r} in row {row} is no {datatype}"
+        ) from None
+
+
+def _text(value: Any) -> bytes:
+    if type(value) is bytes:
+        return value
+    if isinstance(value, str):
+        return value.encode(errors="replace")
+    if is_missing(value):
+        return MISSING
+    return str(value).encode()
+
+
+def _names(names: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:20])
+    return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
+
+
+def _few(rows: dict[str, int]) -> str:
+    return ", ".join(f"'{name}' {count}" for name, count in list(rows.items())[:8])
