@@ -54,8 +54,8 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
 
 
 class _Form(msgspec.Struct, frozen=True):
-    """How a model gets its rows: as an array, or `named`, as a DataFrame. `datatype` is that of a table of
-    numbers in 32 bits if that changes no answer; `table` the columns, `rounded` in 32 bits, where it has some.
+    """How a model gets its rows: as an array, or `named`, as a DataFrame. `datatype` is that of one tensor of
+    floats, of 32 bits if that changes no answer; `table` its columns, if it has some, `rounded` to 32 bits.
     """
 
     datatype: str
