@@ -7,14 +7,15 @@ like one that plain MLflow code registered.
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from interlock.core.errors import ConfigError
+from interlock.core.errors import ConfigError, RegistryError
 from interlock.core.model import Array, Signature, Version, artifact_path, check_name
 from interlock.operations import reference as data_of
 from interlock.operations.artifact import Given, recognise, save_estimator
@@ -81,6 +82,8 @@ def register(
     MissingExtra, RegistryError, LedgerError. Nothing is registered then.
     """
     check_name(name)
+    with _nothing_registered():
+        ctx.registry.check_answers()  # rather now than after minutes of checks
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
     progress("reading the model")
     given = recognise(artifact, trust=trust)
@@ -233,16 +236,17 @@ def _record(
     metrics = {f"batch_{rows}_s": seconds for rows, seconds in report.profile.batch_s.items()}
     if conversion is not None and conversion.difference is not None and np.isfinite(conversion.difference):
         metrics["conversion_largest_difference"] = conversion.difference
-    number, is_new = ctx.registry.log_version(
-        draft.model,
-        artifact_path(ctx.home, draft.digest),
-        draft.runtime,
-        draft.entry,
-        report.signature,
-        options=draft.options,
-        metrics=metrics,
-        tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
-    )
+    with _nothing_registered():
+        number, is_new = ctx.registry.log_version(
+            draft.model,
+            artifact_path(ctx.home, draft.digest),
+            draft.runtime,
+            draft.entry,
+            report.signature,
+            options=draft.options,
+            metrics=metrics,
+            tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
+        )
     version = described(draft, number, report)
     try:
         version = put(ctx, version)
@@ -250,6 +254,14 @@ def _record(
         ctx.registry.remove(draft.model, number, model_too=is_new)
         raise
     return Registered(version, number, report, conversion)
+
+
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    try:
+        yield
+    except RegistryError as error:
+        raise RegistryError(f"nothing was registered: {error.message}") from error
 
 
 def put(ctx: Context, version: Version) -> Version:
