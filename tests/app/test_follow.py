@@ -1,4 +1,4 @@
-"""Holds that an alias that moves in a real registry asks for releases, each move once, and waits in silence."""
+"""Holds that an alias that moves in a real registry asks for releases, each move once, and waits silently."""
 
 import dataclasses
 import logging
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from interlock.app import follow
 from interlock.app.follow import Follower
 from interlock.core.appfile import Follow
 from interlock.core.errors import UntrustedArtifact
@@ -15,6 +16,8 @@ from interlock.registry.mlflow import Registry
 from interlock.registry.rows import ReleaseState
 from tests.app.nodes import until
 from tests.operations.homes import a_version, carry_out, release_and_carry_out
+
+pytestmark = pytest.mark.slow
 
 FOLLOW = {"line": Follow("champion")}
 
@@ -94,7 +97,7 @@ def test_what_cannot_be_released_is_refused_once_with_the_reason(
         tried.append(number)
         raise UntrustedArtifact("nobody vouched for it")
 
-    monkeypatch.setitem(Follower.__init__.__globals__["_ASK"], "canary", untrusted)
+    monkeypatch.setitem(follow._ASK, "canary", untrusted)
     ctx.registry.set_alias("line", "champion", "2")
     follower = Follower(ctx, FOLLOW)
     for _ in range(3):

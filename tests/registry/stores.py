@@ -1,8 +1,9 @@
 """Starts what MLflow can keep its registry in: a PostgreSQL, and a server of MLflow's own."""
 
+import base64
 import os
+import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -48,6 +49,8 @@ class MlflowServer:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port: int = found.getsockname()[1]
+        # Else it could not read the secrets of its webhooks after it was started again.
+        self._key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,6 +79,8 @@ class MlflowServer:
             constants.SERVE_ARTIFACTS_ENV_VAR: "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self._key,
+            "MLFLOW_WEBHOOK_CACHE_TTL": "0",  # else it knows of a new one after a minute
             "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
             "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         }
@@ -93,11 +98,6 @@ class MlflowServer:
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() - started_s < WAIT_S, (self._folder / "log").read_text()
             time.sleep(0.05)
-
-    def pause(self) -> None:
-        """It keeps its port, and answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         if self._process is not None:
