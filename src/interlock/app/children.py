@@ -16,6 +16,7 @@ from interlock.app.pace import can_rise, idly
 from interlock.app.processes import Doing, Kind, ProcessSpec, RunningView
 from interlock.core.model import Version
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
+from interlock.runtime.environment import variables_for
 from interlock.serving.counters import BlockView, Phase, block_path, read_block
 
 LOG_BYTES = 16 * 1024 * 1024
@@ -39,6 +40,7 @@ class Child:
         lifeline_fd: int,
         listen_fd: int,
         incarnation: int,
+        python: str = sys.executable,
     ) -> None:
         args = ProcessArgs(config, spec.name, incarnation, lifeline_fd, listen_fd, spec.version_key)
         self.spec = spec
@@ -49,10 +51,11 @@ class Child:
         with _open_log(config.home / "logs" / f"{spec.name}.log") as log:
             self._process = subprocess.Popen(
                 # -P: the folder in which one happens to be must not lend modules to a service.
-                [sys.executable, "-P", "-m", module, encode_args(args), *([spec.pace] if spec.pace else [])],
+                [python, "-P", "-m", module, encode_args(args), *([spec.pace] if spec.pace else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=variables_for(python, os.environ),
                 pass_fds=passed,
                 # Ctrl-C in a terminal reaches the supervisor alone, which then stops all in order.
                 process_group=0,

@@ -41,7 +41,7 @@ HINTS: dict[str, str] = {
     "NodeUnreachable": "start a node with: interlock up",
     "ModelNotFound": "list the models with: interlock models",
     "VersionNotFound": "list the versions with: interlock versions NAME",
-    "UntrustedArtifact": "if you trust where the file comes from: interlock register … --trust",
+    "UntrustedArtifact": "if you trust where it comes from, say --trust with: interlock register, or release",
 }
 
 

@@ -31,6 +31,7 @@ InterlockError
 │   ├── DigestMismatch        the bytes are not those that were registered
 │   ├── UnknownFormat         no runtime reads it
 │   ├── UntrustedArtifact     loading it would run code that nobody vouched for
+│   ├── EnvironmentFailed     the packages that it needs cannot be had, or are not there
 │   ├── LoadFailed            the runtime refused it
 │   └── CheckFailed           it loads, but breaks the contract of a runtime
 ├── MissingExtra              an optional package is not installed
@@ -170,6 +171,10 @@ class UnknownFormat(ArtifactError):
 
 
 class UntrustedArtifact(ArtifactError):
+    pass
+
+
+class EnvironmentFailed(ArtifactError):
     pass
 
 

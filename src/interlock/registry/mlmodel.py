@@ -1,7 +1,8 @@
 """Decides how a version's files look to MLflow: writes the MLmodel folder of a new one, reads any other's.
 
 Written: flavor `onnx`, `sklearn` or none for plain Python, with MLflow's own writers' layout, and beside it
-the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's `onnx`/`sklearn`.
+the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's `onnx`/`sklearn`,
+else `python_function`.
 """
 
 import importlib.metadata
@@ -134,6 +135,8 @@ def read(folder: Path) -> Source:
         if "sklearn" in flavors:
             flavor = flavors["sklearn"]
             return Source("sklearn", _inside(folder, str(flavor["pickled_model"])), {}, datatype, False)
+        if "python_function" in flavors:
+            return Source("pyfunc", "", {}, datatype, False)
     except InterlockError:
         raise
     except Exception as error:  # whatever a malformed file makes MLflow or YAML raise
@@ -141,14 +144,17 @@ def read(folder: Path) -> Source:
             f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     raise UnknownFormat(
-        f"the model has the flavors {sorted(flavors)}: want onnx or sklearn, "
-        "or convert it to ONNX and register that"
+        f"the model has the flavors {sorted(flavors)}: want python_function, which "
+        "MLflow writes beside most, onnx or sklearn"
     )
 
 
-def strip(folder: Path) -> None:
-    """Remove what MLflow laid beside the model's own files, so that equal models have equal digests."""
-    for name in METADATA_FILES:
+def strip(folder: Path, runtime: str) -> None:
+    """Remove what MLflow laid beside the model's own files, so that equal models have equal digests.
+
+    Of a `pyfunc` they are part: only what the download itself added goes.
+    """
+    for name in ("registered_model_meta",) if runtime == "pyfunc" else METADATA_FILES:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -10,6 +10,7 @@ RUNTIMES = {
     "onnx": "interlock.runtime.onnx",
     "sklearn": "interlock.runtime.sklearn",
     "python": "interlock.runtime.python",
+    "pyfunc": "interlock.runtime.pyfunc",
 }
 
 

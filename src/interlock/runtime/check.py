@@ -30,7 +30,7 @@ from interlock.runtime import examples
 from interlock.runtime.catalog import inspector_of, runtime_of
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
-from interlock.runtime.protocol import Loaded, streams_of
+from interlock.runtime.protocol import Loaded, WithExample, streams_of
 from interlock.runtime.table import OPTION, table_of, with_columns
 
 MEASURED_ROWS = (1, 8, 32, 128)
@@ -81,6 +81,8 @@ def check(
     what is declared cannot be.
     """
     inspector = inspector_of(version.runtime)
+    if reference is None and isinstance(inspector, WithExample):
+        reference = inspector.example(folder, version)
     reference = None if reference is None else examples.texts_as_bytes(reference)
     declared = inspector.declared(folder, version)
     limit = limit_of(declared)

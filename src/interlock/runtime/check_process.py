@@ -21,6 +21,7 @@ from interlock.core.errors import CheckFailed, InterlockError
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
 from interlock.runtime.check_limit import first_rows
+from interlock.runtime.environment import variables_for
 from interlock.runtime.examples import texts_as_bytes
 from interlock.runtime.prepare import Prepared, prepare
 
@@ -58,13 +59,14 @@ def run_check(
     *,
     time_s: float = DEFAULT_TIME_S,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    python: str = sys.executable,
 ) -> CheckReport:
-    """Run the contract suite in a process of its own.
+    """Run the contract suite in a process of its own, under the interpreter `python`.
 
     Raises: CheckFailed if a check fails, or the process crashes, exceeds `time_s` or `memory_bytes`;
     LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
     """
-    return _run(folder, version, reference, None, time_s, memory_bytes)[0]
+    return _run(folder, version, reference, None, time_s, memory_bytes, python)[0]
 
 
 def run_prepared_check(
@@ -93,6 +95,7 @@ def _run(
     out: Path | None,
     time_s: float,
     memory_bytes: int,
+    python: str = sys.executable,
 ) -> tuple[CheckReport, Prepared | None]:
     with tempfile.TemporaryDirectory(prefix="interlock-check-") as name:
         desk = Path(name)
@@ -114,7 +117,7 @@ def _run(
             None if out is None else str(out),
         )
         (desk / "request.json").write_bytes(msgspec.json.encode(request))
-        _run_child(desk, version, time_s, memory_bytes)
+        _run_child(desk, version, time_s, memory_bytes, python)
         outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
     if outcome.report is None:
         kind = getattr(errors, outcome.error, CheckFailed)
@@ -126,9 +129,9 @@ def _run(
     return outcome.report, outcome.prepared
 
 
-def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -> None:
+def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int, python: str) -> None:
     environment = {
-        **os.environ,
+        **variables_for(python, os.environ),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -136,7 +139,7 @@ def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -
     }
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-m", "interlock.runtime.check_process", str(desk)],
+            [python, "-m", "interlock.runtime.check_process", str(desk)],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,

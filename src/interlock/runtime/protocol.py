@@ -80,3 +80,12 @@ class Inspector(Protocol):
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """The Capabilities that are promised, by field name; the check holds the model to them."""
         ...
+
+
+@runtime_checkable
+class WithExample(Protocol):
+    """A runtime whose artifacts may bring rows of their own, on which they are checked."""
+
+    def example(self, folder: Path, version: Version) -> Tensors | None:
+        """Those rows by input or column, None if there are none. It runs nothing of the model's."""
+        ...
