@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from interlock.core.errors import (
+    LoadFailed,
     ModelNotFound,
     RegistryError,
-    UnknownFormat,
     UntrustedArtifact,
     VersionNotFound,
 )
@@ -114,9 +114,11 @@ def test_pickles_are_refused_unless_trusted(ctx: Context) -> None:
     assert loaded.predict({"input": np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)})["label"].tolist() == [0]
 
 
-def test_other_flavors_are_refused_with_a_remedy(ctx: Context) -> None:
-    with pytest.raises(UnknownFormat, match=r"python_function.*convert it to ONNX"):
+def test_any_other_flavor_is_a_pyfunc_which_wants_trust_and_a_signature(ctx: Context) -> None:
+    with pytest.raises(UntrustedArtifact, match=r"python_function.*interlock release iris 4 --trust"):
         resolve(ctx, "iris")  # the newest is version 4
+    with pytest.raises(LoadFailed, match=r"no signature.*set_signature"):
+        resolve(ctx, "iris", trust=True)
     assert ctx.ledger.versions() == []
 
 

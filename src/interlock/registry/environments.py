@@ -170,11 +170,11 @@ def _run(
             f"the environment was not built in its time; pip last said: {said[-400:].strip()}"
         )
     if child.returncode:
-        errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
-        words = "\n".join(errors) or said[-1000:].strip()
+        at = said.find("ERROR:")
+        words = said[-1000:].strip() if at < 0 else said[at:].strip()
         hint = "; install pip beside Interlock" if "No module named pip" in words else ""
         raise EnvironmentFailed(
-            f"pip cannot install what the model requires: {words[-1500:]}{hint}; log the model again with "
+            f"pip cannot install what the model requires: {words[:1500]}{hint}; log the model again with "
             "requirements that can be had, or give pip the index (PIP_INDEX_URL) that has them"
         )
 

@@ -126,7 +126,7 @@ class Pyfunc:
         try:
             described = Model.load(str(folder))
             asked, found = asked_of(described), described.load_input_example(str(folder))
-            rows = _example(found, asked)
+            rows = None if found is None else _example(found, asked)
             if rows is not None:
                 examples.fit(asked.signature, rows, True)
             return rows
@@ -279,9 +279,7 @@ def _finished(frame: Any, inputs: Tensors, asked: Asked) -> Any:
         if kind == "binary":
             frame[name] = inputs[name].reshape(-1)
         elif kind == "datetime":
-            import pandas
-
-            frame[name] = pandas.to_datetime(frame[name])
+            frame[name] = np.array([text or "NaT" for text in frame[name]], "datetime64[ns]")
     if not asked.named:
         frame.columns = range(len(frame.columns))
     return frame.iloc[:, 0].tolist() if asked.listed else frame
