@@ -154,5 +154,5 @@ def test_plain_models_are_served_in_the_environments_that_they_need(
             resolve(ctx, "ascii", "1")
         assert len(built) == 1
         assert node.release("ascii", "1").state.value == "done"
-        assert client.is_model_ready("ascii")
+        until(lambda: bool(client.is_model_ready("ascii")), "ascii again")
         client.close()

@@ -102,6 +102,7 @@ def test_what_cannot_be_compared_is_refused_or_compares_nothing(ctx: Context) ->
         (["--now", "--shadow-share", "1"], "shadow: these are rules for a canary"),
         (["--now", "--shield"], "shielded: these are rules for a canary"),
         (["--blue-green", "--most-disagreement", "0.5"], "most_disagreement: these are rules for a canary"),
+        (["--trust", "--url", "http://127.0.0.1:1"], "--trust with --url: code is vouched for on the node's"),
         (["--shadow", "--shadow-share", "much"], "'much' is not a valid float"),
     ],
 )

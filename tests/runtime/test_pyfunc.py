@@ -25,7 +25,7 @@ from interlock.runtime.environment import OPTION, environment_path, interpreter_
 from interlock.runtime.pyfunc import TRUST_OPTION, named, runtime
 
 
-class Table(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Table(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
     """Answers with columns; says of each that it came with its own dtype."""
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
@@ -42,7 +42,7 @@ class Table(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         )
 
 
-class Kind(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Kind(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
     """Answers with what it got, as `kind` says."""
 
     def __init__(self, kind: str) -> None:
@@ -57,12 +57,12 @@ class Kind(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return model_input if self.kind == "same" else pd.Series(values.sum(axis=1))
 
 
-class Shout(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Shout(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
     def predict(self, context: Any, model_input: list[str], params: Any = None) -> list[str]:
         return [text.upper() for text in model_input]
 
 
-class Pair(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Pair(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
     def predict(self, context: Any, model_input: dict[str, Any], params: Any = None) -> dict[str, Any]:
         return {"both": (model_input["a"] * model_input["b"]).sum(axis=1)}
 

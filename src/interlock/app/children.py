@@ -16,7 +16,7 @@ from interlock.app.pace import can_rise, idly
 from interlock.app.processes import Doing, Kind, ProcessSpec, RunningView
 from interlock.core.model import Version
 from interlock.core.settings import NodeConfig, ProcessArgs, encode_args, run_folder
-from interlock.runtime.environment import variables_for
+from interlock.runtime.environment import interpreter_of, variables_for
 from interlock.serving.counters import BlockView, Phase, block_path, read_block
 
 LOG_BYTES = 16 * 1024 * 1024
@@ -30,7 +30,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Child:
-    """A running child. `stopping_s` is set by `stop`; `view` is the last look at it."""
+    """A running child, an executor under the interpreter of its `version`. `stopping_s` is set by `stop`;
+    `view` is the last look at it."""
 
     def __init__(
         self,
@@ -40,13 +41,14 @@ class Child:
         lifeline_fd: int,
         listen_fd: int,
         incarnation: int,
-        python: str = sys.executable,
+        version: Version | None = None,
     ) -> None:
         args = ProcessArgs(config, spec.name, incarnation, lifeline_fd, listen_fd, spec.version_key)
         self.spec = spec
         self.incarnation = incarnation
         self._block = block_path(run_folder(config.home), spec.name, incarnation)
         self.view = RunningView(spec, time.monotonic())
+        python = sys.executable if version is None else interpreter_of(config.home, version)
         passed = (lifeline_fd,) if listen_fd < 0 else (lifeline_fd, listen_fd)
         with _open_log(config.home / "logs" / f"{spec.name}.log") as log:
             self._process = subprocess.Popen(

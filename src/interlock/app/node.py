@@ -46,7 +46,6 @@ from interlock.core.model import Placement, Version
 from interlock.core.settings import NodeConfig, check_config, run_folder
 from interlock.operations.discovery import NodeFile
 from interlock.operations.settings_file import read_app_file
-from interlock.runtime.environment import interpreter_of
 from interlock.serving.executor_host import EXIT_HUNG, EXIT_LOAD_FAILED, reason_path
 
 log = logging.getLogger("interlock.node")
@@ -181,11 +180,9 @@ class Supervisor:
         elif spec.kind is Kind.WORKER:
             listen = self._data[int(spec.name.removeprefix("worker-"))].fileno()
         self._incarnation = max(self._incarnation + 1, time.time_ns())
-        version = self._versions.get(spec.version_key)
-        python = sys.executable if version is None else interpreter_of(self._config.home, version)
-        module = self._module(spec.kind)
+        version, module = self._versions.get(spec.version_key), self._module(spec.kind)
         try:
-            child = Child(spec, self._config, module, self._lifeline, listen, self._incarnation, python)
+            child = Child(spec, self._config, module, self._lifeline, listen, self._incarnation, version)
         except OSError as error:  # no memory or no process to be had: later, as after a crash
             log.error("a process cannot be started", extra=logs.fields(name=spec.name, error=str(error)))
             self._crashed(time.monotonic(), RunningView(spec, time.monotonic()), str(error), {})

@@ -147,7 +147,7 @@ def asked_of(described: Any) -> Asked:
             "signature=mlflow.models.infer_signature(X, model.predict(X)), or add one to what is logged with "
             "mlflow.models.set_signature(model_uri, signature)"
         )
-    if signature.params:
+    if getattr(signature, "params", None):  # MLflow before 2.6 knew none
         _log.warning("the model has params, which no request can set: their defaults hold")
     specs = list(signature.inputs)
     if signature.inputs.is_tensor_spec():
