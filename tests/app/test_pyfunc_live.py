@@ -21,11 +21,11 @@ from interlock.runtime.environment import OPTION, environment_path
 from tests.app.nodes import RunningNode, until
 
 # MLflow logs two models, and pip builds an environment of 50 packages.
-pytestmark = [pytest.mark.server, pytest.mark.beside, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.server, pytest.mark.beside, pytest.mark.slow, pytest.mark.timeout(500)]
 
 PLAIN = """
 import sys
-import mlflow, numpy as np, pandas as pd
+import cloudpickle, mlflow, pandas as pd
 from mlflow.models import infer_signature
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -49,9 +49,10 @@ mlflow.pyfunc.log_model(
 )
 X, y = load_iris(return_X_y=True, as_frame=True)
 model = LogisticRegression(max_iter=500).fit(X, y)
-mlflow.sklearn.save_model(model, "flowers", serialization_format="cloudpickle")
+with open("model.pkl", "wb") as file:
+    cloudpickle.dump(model, file)
 mlflow.pyfunc.log_model(
-    name="model", loader_module="mlflow.sklearn", data_path="flowers/model.pkl",
+    name="model", loader_module="mlflow.sklearn", data_path="model.pkl",
     signature=infer_signature(X, model.predict(X)), registered_model_name="flowers",
     pip_requirements=[mlflow_is, "scikit-learn"],
 )
@@ -75,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> str:
     uri = f"sqlite:///{folder}/tracking.db"
     shutil.copy(empty_store, folder / "tracking.db")
     command = [sys.executable, "-W", "ignore", "-c", PLAIN, uri, str(folder / "artifacts")]
-    subprocess.run(command, cwd=folder, check=True, timeout=110, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, timeout=200, capture_output=True)
     return uri
 
 
@@ -120,8 +121,9 @@ def test_plain_models_are_served_in_the_environments_that_they_need(
         folders = {name: logged(tmp_path, ctx, name) for name in ("ascii", "flowers")}
     expected = said_by_mlflow(environment / "bin" / "python", folders["ascii"], NAMES)
     with RunningNode(interlock_home) as node:
-        node.release("flowers", "1")
-        node.wait_ready()
+        done = interlock("release", "flowers", "--now")
+        assert done.returncode == 0, done.stderr
+        until(lambda: node.is_ready(), "ready", 100.0)
         client = triton.InferenceServerClient(f"127.0.0.1:{node.node.http_port}")
         name = triton.InferInput("name", [4, 1], "BYTES")
         name.set_data_from_numpy(np.array(NAMES["name"], object).reshape(4, 1))
@@ -141,7 +143,7 @@ def test_plain_models_are_served_in_the_environments_that_they_need(
         environment.rename(tmp_path / "away")
         os.kill(node.pids("x-ascii")["x-ascii-1"], 9)
         log = interlock_home / "logs" / "x-ascii-1.log"
-        until(lambda: "needs its own environment" in log.read_text(), "the reason")
+        until(lambda: "needs its own environment" in log.read_text(), "the reason", 100.0)
         built: list[str] = []
 
         def back(home: Path, wanted: object, folder: Path, **options: object) -> str:
@@ -153,6 +155,7 @@ def test_plain_models_are_served_in_the_environments_that_they_need(
         with opened(interlock_home) as ctx:
             resolve(ctx, "ascii", "1")
         assert len(built) == 1
-        assert node.release("ascii", "1").state.value == "done"
-        until(lambda: bool(client.is_model_ready("ascii")), "ascii again")
+        done = interlock("release", "ascii", "1", "--now")
+        assert done.returncode == 0, done.stderr
+        until(lambda: bool(client.is_model_ready("ascii")), "ascii again", 100.0)
         client.close()
