@@ -2,29 +2,35 @@
 
 import ast
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat
-from interlock.runtime import sklearn
+from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat, UntrustedArtifact
+from interlock.runtime import huggingface_files, sklearn, torch_files
 
 FORMATS = (
-    ".onnx, .skops, .pkl, .pickle, .joblib, .py, a folder with one .onnx or .py file, or a fitted estimator"
+    ".onnx, .skops, .pkl, .pickle, .joblib, .py, .pt2, .pt, .pth, .keras, a folder with one .onnx or .py file,"
+    " a SavedModel or Hugging Face folder, a fitted estimator or an nn.Module"
 )
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 class Given(msgspec.Struct, frozen=True):
     """What is to be registered. `estimator` is set for scikit-learn models, which may still be converted;
-    for the others `fill` copies the files into an empty folder."""
+    for the others `fill` copies the files into an empty folder. `module` is set for PyTorch modules,
+    which are exported with reference rows, and programs (or the file of one), which may be converted.
+    `options` are the runtime's."""
 
     runtime: str
     entry: str
     estimator: Any = None
     fill: Callable[[Path], object] | None = None
+    module: Any = None
+    options: dict[str, Any] = {}
 
 
 def recognise(artifact: object, *, trust: bool) -> Given:
@@ -37,6 +43,11 @@ def recognise(artifact: object, *, trust: bool) -> Given:
         return _path(str(artifact), trust)
     if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
         return Given("sklearn", "model.skops", estimator=artifact)
+    torch = sys.modules.get("torch")  # who has such an object has imported it
+    if torch is not None and isinstance(artifact, torch.jit.ScriptModule):
+        return Given("torch", "model.pt", fill=lambda folder: torch.jit.save(artifact, folder / "model.pt"))
+    if torch is not None and isinstance(artifact, (torch.nn.Module, torch.export.ExportedProgram)):
+        return Given("torch", "model.pt2", module=artifact)
     if type(artifact).__name__ == "ModelProto":
         data = artifact.SerializeToString()  # type: ignore[attr-defined]  # onnx need not be installed to look
         return Given("onnx", "model.onnx", fill=lambda folder: (folder / "model.onnx").write_bytes(data))
@@ -80,12 +91,46 @@ def _path(text: str, trust: bool) -> Given:
         return Given("python", entry, fill=lambda folder: shutil.copy(path, folder / path.name))
     if path.suffix == ".skops" or path.suffix in _PICKLES:
         return Given("sklearn", "model.skops", estimator=_load(path, trust))
+    if path.suffix in torch_files.SUFFIXES:
+        return _torch(path, trust)
+    if path.suffix == ".keras":
+        return Given(
+            "keras",
+            path.name,
+            fill=lambda folder: shutil.copy(path, folder / path.name),
+            options=_vouched(path, trust),
+        )
     raise UnknownFormat(
         f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
     )
 
 
+def _torch(path: Path, trust: bool) -> Given:
+    options: dict[str, Any] = {}
+    try:
+        kind = torch_files.checked_kind(path, options)
+    except UntrustedArtifact:
+        if not trust:
+            raise
+        kind, options = torch_files.PICKLE, _vouched(path, trust)
+    return Given(
+        "torch",
+        path.name,
+        fill=lambda folder: shutil.copy(path, folder / path.name),
+        module=path if kind == torch_files.PROGRAM else None,
+        options=options,
+    )
+
+
+def _vouched(path: Path, trust: bool) -> dict[str, Any]:
+    return {"trusted_sha256": torch_files.sha256_of(path)} if trust else {}
+
+
 def _folder(path: Path) -> Given:
+    if (path / "saved_model.pb").is_file():
+        return Given("tensorflow", "", fill=lambda folder: _copy(path, folder))
+    if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
+        return Given("huggingface", "", fill=lambda folder: huggingface_files.copy(path, folder))
     graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
     if len(graphs) == 1:
         return Given("onnx", graphs[0].name, fill=lambda folder: _copy(path, folder))

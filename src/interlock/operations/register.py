@@ -30,8 +30,9 @@ _CHECKED_ROWS = 1024
 
 
 class ConversionReport(msgspec.Struct, frozen=True):
-    """Whether a scikit-learn model runs as ONNX, and why. `difference` is the largest |difference| seen over
-    `rows` rows (None: not compared); `kept_s`, `onnx_s` are median seconds a call by rows."""
+    """Whether a scikit-learn or PyTorch model runs as ONNX, and why. `difference` is the largest
+    |difference| seen over `rows` rows (None: not compared); `kept_s`, `onnx_s` are median seconds a call by
+    rows."""
 
     converted: bool
     reason: str
@@ -72,7 +73,7 @@ def register(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Registered:
-    """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
+    """Register a path (`artifact.FORMATS`, or "file.py:Class"), a fitted estimator or a PyTorch module.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
     column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and
@@ -92,7 +93,12 @@ def register(
             # An estimator fitted on a DataFrame says so at each of some hundred calls with an array.
             warnings.filterwarnings("ignore", message="X does not have valid feature names")
             given, options, conversion = _prepare_estimator(given, rows)
+    elif given.module is not None:
+        progress("exporting it and comparing it with its conversion to ONNX")
+        given, conversion = _prepare_module(given, rows)
+    if conversion is not None:
         progress(conversion.reason)
+    options.update(given.options)
     made: dict[str, Any] = {}
     digest = artifacts.add_made(ctx.home, lambda folder: made.update(_fill(given, folder)))
     options.update(made)
@@ -176,6 +182,22 @@ def _prepare_estimator(
         Given("onnx", "model.onnx", fill=lambda folder: (folder / "model.onnx").write_bytes(graph)),
         {},
         report,
+    )
+
+
+def _prepare_module(given: Given, rows: Reference | None) -> tuple[Given, ConversionReport]:
+    """A PyTorch module or program as ONNX if that is the same and faster, else as a program."""
+    from interlock.operations import programs
+
+    given, found = programs.prepare(given, rows)
+    prefix = "converted" if found.onnx is not None else "kept as PyTorch"
+    return given, ConversionReport(
+        found.onnx is not None,
+        f"{prefix}: {found.reason}",
+        found.rows,
+        found.difference,
+        found.kept_s,
+        found.onnx_s,
     )
 
 

@@ -40,25 +40,25 @@ def convert(estimator: Any, rows: Array) -> Conversion:
     """
     try:
         made = _to_onnx(estimator, rows.shape[1])
-        session = _session(made)
+        session = onnx_session(made)
     except ImportError as error:
         raise MissingExtra(error.name or "skl2onnx", "sklearn") from None
     except Exception as error:  # skl2onnx has no root of its own, and lets much else through
         return Conversion(
-            None, f"it cannot be converted to ONNX: {type(error).__name__}: {_first_line(error)}"
+            None, f"it cannot be converted to ONNX: {type(error).__name__}: {first_line(error)}"
         )
     names = [node.name for node in session.get_outputs()]
     try:
         converted = dict(zip(names, session.run(names, {INPUT: rows}), strict=True))
     except Exception as error:
         return Conversion(
-            None, f"the converted model does not run: {type(error).__name__}: {_first_line(error)}"
+            None, f"the converted model does not run: {type(error).__name__}: {first_line(error)}"
         )
     kept = {name: answer(estimator, name, rows) for name in names}
-    gap, reason = _compare(kept, converted)
+    gap, reason = compare(kept, converted)
     if reason:
         return Conversion(None, reason, len(rows), gap)
-    kept_s, onnx_s = _race(
+    kept_s, onnx_s = race(
         lambda batch: [answer(estimator, name, batch) for name in names],
         lambda batch: session.run(names, {INPUT: batch}),
         rows,
@@ -106,7 +106,7 @@ def _rename(graph: Any, old: str, new: str) -> None:
             value.name = new if value.name == old else f"{new}_inner"
 
 
-def _session(model: bytes) -> onnxruntime.InferenceSession:
+def onnx_session(model: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -114,13 +114,13 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _compare(kept: Tensors, converted: Tensors) -> tuple[float, str]:
+def compare(kept: Tensors, converted: Tensors, framework: str = "scikit-learn") -> tuple[float, str]:
     """The largest |difference| of numbers, and why the two are not the same model ("" if they are)."""
     largest = 0.0
     for name, ours in kept.items():
         theirs = converted[name]
         if ours.shape != theirs.shape:
-            return largest, f"ONNX answers {name} {list(theirs.shape)}, scikit-learn {list(ours.shape)}"
+            return largest, f"ONNX answers {name} {list(theirs.shape)}, {framework} {list(ours.shape)}"
         if name == LABEL:
             wrong = int(np.sum(ours != theirs))
             if wrong:
@@ -134,7 +134,7 @@ def _compare(kept: Tensors, converted: Tensors) -> tuple[float, str]:
     return largest, ""
 
 
-def _race(
+def race(
     kept: Callable[[Array], object], converted: Callable[[Array], object], rows: Array
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Median seconds a call at 1 and at 32 rows, one run of each in turns."""
@@ -154,5 +154,5 @@ def _race(
     return medians
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:120]
