@@ -174,9 +174,8 @@ def _number(name: str, row: int, value: Any, datatype: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise DatatypeMismatch(
-            f"column '{name}': {str(value)[:60]!r} in row {row} is no {datatype}"
-        ) from None
+        shown = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        raise DatatypeMismatch(f"column '{name}': {shown[:60]!r} in row {row} is no {datatype}") from None
 
 
 def _text(value: Any) -> bytes:
