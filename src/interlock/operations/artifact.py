@@ -13,8 +13,8 @@ from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat, Untr
 from interlock.runtime import huggingface_files, sklearn, torch_files
 
 FORMATS = (
-    ".onnx, .skops, .pkl, .pickle, .joblib, .py, .pt2, .pt, .pth, .keras, a folder with one .onnx or .py file,"
-    " a SavedModel or Hugging Face folder, a fitted estimator or an nn.Module"
+    ".onnx, .skops, .pkl, .pickle, .joblib, .py, .pt2, .pt, .pth, .keras, a folder with one .onnx or .py "
+    "file, a SavedModel or Hugging Face folder, a fitted estimator or an nn.Module"
 )
 _PICKLES = (".pkl", ".pickle", ".joblib")
 

@@ -10,7 +10,7 @@ OUTPUT = "output"
 
 
 def named(answer: Any) -> dict[str, Any]:
-    """What a model returned, by output name; names inside one another are joined by `_`, and None is left out.
+    """What a model returned, by output name; those inside one another are joined by `_`; None is left out.
 
     Raises: LoadFailed for anything but tensors in dicts, tuples and lists.
     >>> import numpy as np

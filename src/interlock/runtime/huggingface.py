@@ -190,11 +190,11 @@ def _torch_run(folder: Path, asked: Plan, options: dict[str, Any]) -> Callable[[
 
 def _pooled(states: Array, mask: Array, pooling: str) -> Array:
     """One vector a text of [rows, tokens, width] states, padding left out."""
-    if pooling == "cls":
-        return states[np.arange(len(states)), mask.argmax(axis=1)]  # padding may stand on the left
     kept = mask[:, :, None].astype(np.float32)
     pooled: Array
-    if pooling == "max":
+    if pooling == "cls":
+        pooled = states[np.arange(len(states)), mask.argmax(axis=1)]  # padding may stand on the left
+    elif pooling == "max":
         pooled = np.where(kept > 0, states, -np.inf).max(axis=1)
     else:
         pooled = (states * kept).sum(axis=1) / np.maximum(kept.sum(axis=1), 1e-9)

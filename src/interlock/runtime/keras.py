@@ -39,7 +39,7 @@ class KerasModel:
         self._model = model
         self._keras = keras
         self._specs = signature.inputs
-        self._structure = model.input
+        self._structure = _ends(model)[0]
         self._mode = _without_gradients(keras)
 
     def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
@@ -156,24 +156,32 @@ def _without_gradients(keras: Any) -> "type[AbstractContextManager[Any]]":
     if keras.backend.backend() == "torch":
         import torch
 
-        return torch.inference_mode
+        mode: type[AbstractContextManager[Any]] = torch.inference_mode
+        return mode
     return nullcontext
 
 
-def _signature(model: Any, keras: Any) -> Signature:
+def _ends(model: Any) -> tuple[Any, Any]:
+    """The model's symbolic inputs and outputs, as it nests them. Raises: LoadFailed if it has none."""
     try:
-        structure, answers = model.input, named(model.output)
-    except (AttributeError, ValueError) as error:
+        if hasattr(model, "input"):
+            return model.input, model.output
+        (taken,), (given,) = model.inputs, model.outputs  # a Sequential has one of each
+        return taken, given
+    except (AttributeError, TypeError, ValueError) as error:
         raise LoadFailed(
             f"this {type(model).__name__} does not say what it takes: build it from keras.Input, or save it "
             "with model.export(folder), and register that folder"
         ) from error
+
+
+def _signature(model: Any, keras: Any) -> Signature:
+    structure, answered = _ends(model)
+    answers = named(answered)
     if isinstance(structure, dict):
-        taken = dict(structure)
+        taken = dict(sorted(structure.items()))  # as Keras flattens dicts
     else:
         taken = {tensor.name: tensor for tensor in keras.tree.flatten(structure)}
-    if isinstance(structure, dict) and list(taken) != sorted(taken):
-        taken = dict(sorted(taken.items()))  # as Keras flattens dicts
     inputs = tuple(spec_of(name, value) for name, value in taken.items())
     outputs = tuple(spec_of(name, value) for name, value in answers.items())
     rows = all(spec.shape and spec.shape[0] == -1 for spec in (*inputs, *outputs))

@@ -131,8 +131,8 @@ def _refuse_files(graph: Path) -> None:
 
 def _signature(model: Any) -> Signature:
     call = model.signatures[SERVING]
-    inputs = tuple(spec_of(name, value) for name, value in call.structured_input_signature[1].items())
-    outputs = tuple(spec_of(name, value) for name, value in call.structured_outputs.items())
+    inputs = tuple(spec_of(name, value) for name, value in sorted(call.structured_input_signature[1].items()))
+    outputs = tuple(spec_of(name, value) for name, value in sorted(call.structured_outputs.items()))
     if not inputs or not outputs:
         raise LoadFailed(f"{SERVING} has {len(inputs)} inputs and {len(outputs)} outputs: want one of each")
     rows = all(spec.shape and spec.shape[0] == -1 for spec in (*inputs, *outputs))

@@ -143,7 +143,7 @@ def program_call(program: Any) -> tuple[Callable[..., Any], Signature]:
     outputs = tuple(_spec(name, value) for name, value in answered.items())
     if not inputs or not outputs:
         raise LoadFailed(f"the program has {len(inputs)} inputs and {len(outputs)} outputs that are tensors")
-    # Not by calling the module: its hooks take 0.2 ms to check shapes, which the caller holds to the signature.
+    # Not by calling the module: its hooks take 0.2 ms to check shapes, which we hold to the signature.
     # Its guards are Python text from the file, which nobody needs to run.
     module = program.module(check_guards=False).forward
     free = [index for index, leaf in enumerate(leaves) if leaf is None]
