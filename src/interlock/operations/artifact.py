@@ -83,7 +83,7 @@ def _path(text: str, trust: bool) -> Given:
     if not path.exists():
         raise UnknownFormat(f"{text} does not exist: want {FORMATS}")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, trust)
     if path.suffix == ".onnx":
         return Given("onnx", path.name, fill=lambda folder: shutil.copy(path, folder / path.name))
     if path.suffix == ".py":
@@ -126,11 +126,15 @@ def _vouched(path: Path, trust: bool) -> dict[str, Any]:
     return {"trusted_sha256": torch_files.sha256_of(path)} if trust else {}
 
 
-def _folder(path: Path) -> Given:
+def _folder(path: Path, trust: bool) -> Given:
     if (path / "saved_model.pb").is_file():
-        return Given("tensorflow", "", fill=lambda folder: _copy(path, folder))
+        options = _vouched(path / "saved_model.pb", trust)
+        return Given("tensorflow", "", fill=lambda folder: _copy(path, folder), options=options)
     if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
-        return Given("huggingface", "", fill=lambda folder: huggingface_files.copy(path, folder))
+        options = {"trusted_code": True} if trust else {}
+        return Given(
+            "huggingface", "", fill=lambda folder: huggingface_files.copy(path, folder), options=options
+        )
     graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
     if len(graphs) == 1:
         return Given("onnx", graphs[0].name, fill=lambda folder: _copy(path, folder))

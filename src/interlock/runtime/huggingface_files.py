@@ -71,7 +71,8 @@ def _plan(folder: Path) -> Plan:
     architecture = (config.get("architectures") or ["none"])[0]
     classifies = architecture.endswith("ForSequenceClassification")
     modules = [module["type"].rpartition(".")[2] for module in _json(folder / "modules.json") or ()]
-    if not (classifies or modules or architecture.endswith("Model")):
+    is_base = architecture.endswith("Model") and "LMHead" not in architecture
+    if not (classifies or modules or is_base):
         raise LoadFailed(
             f"{folder.name} is a {architecture}: want one for sequence classification or a sentence "
             "embedding (a sentence-transformers folder, or a base model); wrap others in a Python class"

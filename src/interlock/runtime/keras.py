@@ -112,7 +112,7 @@ def spec_of(name: str, value: Any) -> TensorSpec:
 
 
 def _open(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    keras = _package()
+    keras = keras_package()
     if not path.is_file():
         raise LoadFailed(f"{path.name} is not in the artifact folder {path.parent}")
     trusted = "trusted_sha256" in options and options["trusted_sha256"] == sha256_of(path)
@@ -129,7 +129,7 @@ def _open(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
         raise LoadFailed(f"Keras cannot load {path.name}: {words}") from error
 
 
-def _package() -> Any:
+def keras_package() -> Any:
     """Keras with the backend there is; nothing is written to the home folder. Raises: MissingExtra."""
     if "keras" not in sys.modules:
         backend = next((n for n in ("tensorflow", "torch") if importlib.util.find_spec(n) is not None), None)

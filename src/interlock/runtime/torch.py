@@ -125,6 +125,7 @@ def program_call(program: Any) -> tuple[Callable[..., Any], Signature]:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     inputs: list[TensorSpec] = []
     leaves: list[Any] = []
+    free: list[int] = []
     for spec in program.graph_signature.input_specs:
         if spec.kind.name != "USER_INPUT":
             continue
@@ -132,6 +133,7 @@ def program_call(program: Any) -> tuple[Callable[..., Any], Signature]:
             leaves.append(spec.arg.value)  # an argument that was fixed when the program was made
             continue
         inputs.append(_spec(spec.arg.name, values.get(spec.arg.name)))
+        free.append(len(leaves))
         leaves.append(None)
     output = next(node for node in program.graph.nodes if node.op == "output").args[0]
     answers = [
@@ -146,12 +148,11 @@ def program_call(program: Any) -> tuple[Callable[..., Any], Signature]:
     # Not by calling the module: its hooks take 0.2 ms to check shapes, which we hold to the signature.
     # Its guards are Python text from the file, which nobody needs to run.
     module = program.module(check_guards=False).forward
-    free = [index for index, leaf in enumerate(leaves) if leaf is None]
     in_spec = program.call_spec.in_spec
-    args, kwargs = pytree.tree_unflatten(leaves, in_spec)
+    positions, named_positions = pytree.tree_unflatten(list(range(len(leaves))), in_spec)
     rows = all(spec.shape and spec.shape[0] == -1 for spec in (*inputs, *outputs))
     signature = Signature(tuple(inputs), outputs, 0 if rows else None)
-    if not kwargs and len(args) == len(inputs) and all(arg is None for arg in args):
+    if not named_positions and list(positions) == free:
         return module, signature
 
     def call(*tensors: Any) -> Any:

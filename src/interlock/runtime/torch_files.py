@@ -114,6 +114,8 @@ def sha256_of(path: Path) -> str:
 
 
 def _code_in_program(archive: zipfile.ZipFile) -> Iterator[str]:
+    if len(set(archive.namelist())) != len(archive.namelist()):
+        yield "has two files of one name"  # PyTorch might read the other one
     for name in archive.namelist():
         inner = name.partition("/")[2]
         if inner.startswith(("data/weights/", "data/constants/")) and inner.endswith(".json"):
