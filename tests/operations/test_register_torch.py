@@ -1,12 +1,12 @@
 """Holds `register` and `resolve` for PyTorch: modules, files, and versions that plain MLflow registered."""
 
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from interlock.core.errors import ConfigError, LoadFailed, UntrustedArtifact
 from interlock.core.model import Placement, artifact_path
@@ -18,7 +18,6 @@ from interlock.runtime import torch_program
 from interlock.runtime.catalog import runtime_of
 from tests.runtime import models
 
-torch = importlib.import_module("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROWS = reference.of(models.X)
 

@@ -56,7 +56,7 @@ def saved_models_of_tensorflow(desk: Path) -> None:
     import tensorflow
 
     class Words(tensorflow.Module):  # type: ignore[misc]
-        @tensorflow.function(
+        @tensorflow.function(  # type: ignore[untyped-decorator]
             input_signature=[
                 tensorflow.TensorSpec([None], tensorflow.string, "word"),
                 tensorflow.TensorSpec([None, 2], tensorflow.int64, "pair"),
@@ -70,7 +70,9 @@ def saved_models_of_tensorflow(desk: Path) -> None:
             }
 
     class Writer(tensorflow.Module):  # type: ignore[misc]
-        @tensorflow.function(input_signature=[tensorflow.TensorSpec([None], tensorflow.string, "word")])
+        @tensorflow.function(  # type: ignore[untyped-decorator]
+            input_signature=[tensorflow.TensorSpec([None], tensorflow.string, "word")]
+        )
         def write(self, word: object) -> dict[str, object]:
             tensorflow.io.write_file("out", word[0])  # type: ignore[index]
             return {"word": word}

@@ -1,6 +1,5 @@
 """Holds the runtime `torch` to real modules, and its reading of files to those that would run code."""
 
-import importlib
 import io
 import json
 import pickle
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from interlock.core.errors import CheckFailed, InterlockError, LoadFailed, ShapeMismatch, UntrustedArtifact
 from interlock.core.model import Signature, TensorSpec
@@ -20,11 +20,10 @@ from interlock.runtime.check import check
 from interlock.runtime.torch import Torch, TorchModel, program_call
 from tests.runtime import models
 
-torch = importlib.import_module("torch")
 pytestmark = pytest.mark.slow
 
 
-class Two(torch.nn.Module):  # type: ignore[misc]  # the type of a package that mypy does not read
+class Two(torch.nn.Module):  # type: ignore[misc]  # mypy does not read that package
     """A dict with a tuple inside; half precision in, and bfloat16 out."""
 
     def __init__(self) -> None:
