@@ -89,6 +89,10 @@ def test_pickles_need_trust_and_weights_a_module(ctx: Context, tmp_path: Path) -
     assert ctx.registry.models() == [] and ctx.ledger.versions() == []
     done = register(ctx, "mlp", whole, data=ROWS, trust=True)
     assert set(done.version.options) == {"trusted_sha256"}
+    elsewhere = open_context(tmp_path / "home", tracking_uri=ctx.registry.tracking_uri)
+    with pytest.raises(UntrustedArtifact, match="--trust"):
+        resolve(elsewhere, "mlp")  # that somebody vouched for it here counts here only
+    elsewhere.close()
     np.testing.assert_allclose(answers(ctx, done.version), wanted(), atol=1e-6)
 
 
