@@ -62,7 +62,7 @@ def register(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Registered:
-    """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
+    """Register a path (`artifact.FORMATS`, or "file.py:Class"), a fitted estimator or a PyTorch module.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
     column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and
@@ -75,7 +75,7 @@ def register(
         ctx.registry.check_answers()  # rather now than after minutes of checks
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
     progress("reading the model")
-    given = recognise(artifact, trust=trust)
+    given = recognise(artifact, trust=trust, rows=None if rows is None else data_of.arrays(rows))
     with tempfile.TemporaryDirectory(prefix="interlock-register-") as text:
         came, out = Path(text) / "came", Path(text) / "out"
         came.mkdir()

@@ -62,12 +62,16 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
             f"version {number} of {name!r} is Python code that was not registered here: if you know where "
             "it comes from, register its folder yourself"
         )
-    if source.runtime != "sklearn":
-        return dict(source.options)
     path = folder / source.entry
-    options: dict[str, Any] = {
-        "input_datatype": source.options.get("input_datatype") or source.input_datatype or "FP32"
-    }
+    options = {key: value for key, value in source.options.items() if not key.startswith("trusted")}
+    if source.runtime != "sklearn":
+        if trust and source.runtime == "huggingface":
+            options["trusted_code"] = True
+        elif trust and source.runtime in ("torch", "keras", "tensorflow"):
+            graph = path / "saved_model.pb" if path.is_dir() else path
+            options[pickles.DIGEST_OPTION] = pickles.sha256_of(graph)
+        return options
+    options.setdefault("input_datatype", source.input_datatype or "FP32")
     if path.suffix == ".skops":
         if trust:
             options["trusted_types"] = sklearn.foreign_types(path)

@@ -1,7 +1,8 @@
 """Decides how a version's files look to MLflow: writes the MLmodel folder of a new one, reads any other's.
 
 Written: flavor `onnx`, `sklearn` or none for plain Python, with MLflow's own writers' layout, and beside it
-the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's `onnx`/`sklearn`.
+the flavor `interlock`, which names runtime, entry and options. Read: that one, or one of MLflow's that a
+runtime reads: `onnx`, `sklearn`, `pytorch`, `keras`, `tensorflow`.
 """
 
 import importlib.metadata
@@ -37,6 +38,10 @@ _REQUIREMENTS = {
     "onnx": ("onnx", "onnxruntime"),
     "sklearn": ("scikit-learn", "skops"),
     "python": (),
+    "torch": ("torch",),
+    "keras": ("keras", "torch"),
+    "tensorflow": ("tensorflow-cpu",),
+    "huggingface": ("tokenizers", "transformers", "torch"),
 }
 
 
@@ -134,6 +139,9 @@ def read(folder: Path) -> Source:
         if "sklearn" in flavors:
             flavor = flavors["sklearn"]
             return Source("sklearn", _inside(folder, str(flavor["pickled_model"])), {}, datatype, False)
+        heavy = _heavy(folder, flavors)
+        if heavy is not None:
+            return Source(heavy[0], _inside(folder, heavy[1]), {}, datatype, False)
     except InterlockError:
         raise
     except Exception as error:  # whatever a malformed file makes MLflow or YAML raise
@@ -141,8 +149,25 @@ def read(folder: Path) -> Source:
             f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     raise UnknownFormat(
-        f"the model has the flavors {sorted(flavors)}: want onnx or sklearn, "
+        f"the model has the flavors {sorted(flavors)}: want onnx, sklearn, pytorch, keras or tensorflow, "
         "or convert it to ONNX and register that"
+    )
+
+
+def _heavy(folder: Path, flavors: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Runtime and entry of what MLflow's writers for PyTorch, Keras and TensorFlow lay down."""
+    if "pytorch" in flavors:
+        data = str(flavors["pytorch"]["model_data"])
+        program = f"{data}/model.pt2"
+        return "torch", program if (folder / program).is_file() else f"{data}/model.pth"
+    flavor = flavors.get("keras") or flavors.get("tensorflow")
+    if flavor is None:
+        return None
+    if "saved_model_dir" in flavor:
+        return "tensorflow", str(flavor["saved_model_dir"])
+    data = f"{flavor['data']}/model"
+    return (
+        ("tensorflow", data) if (folder / data / "saved_model.pb").is_file() else ("keras", f"{data}.keras")
     )
 
 

@@ -10,6 +10,10 @@ RUNTIMES = {
     "onnx": "interlock.runtime.onnx",
     "sklearn": "interlock.runtime.sklearn",
     "python": "interlock.runtime.python",
+    "torch": "interlock.runtime.torch",
+    "keras": "interlock.runtime.keras",
+    "tensorflow": "interlock.runtime.tensorflow",
+    "huggingface": "interlock.runtime.huggingface",
 }
 
 
