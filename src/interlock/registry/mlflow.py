@@ -19,8 +19,9 @@ import msgspec
 
 from interlock.core.errors import InterlockError, ModelNotFound, RegistryError, VersionNotFound
 from interlock.core.model import Signature
-from interlock.registry import mlmodel
+from interlock.registry import mlmodel, mlrun
 from interlock.registry.database import make_private
+from interlock.registry.mlrun import Facts, SeenRun
 
 EXPERIMENT = "interlock"
 
@@ -34,6 +35,14 @@ class RegisteredVersion(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...]
     tags: dict[str, str]
     created_s: float
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A version and the run that it came from, None where that is gone or there was none."""
+
+    entry: RegisteredVersion
+    description: str
+    run: SeenRun | None
 
 
 class Registry:
@@ -129,6 +138,23 @@ class Registry:
                     item.rename(folder / item.name)
                 path.rmdir()
 
+    def find_run(self, run_id: str) -> str | None:
+        """The experiment of a run, None if this store has no such run."""
+        with self._translated(), _quiet():
+            found = self._run(run_id)
+            return None if found is None else str(found.info.experiment_id)
+
+    def look(self, model: str, selector: str | None) -> Seen:
+        """All that MLflow shows of one version, whoever registered it.
+
+        Raises: ModelNotFound, VersionNotFound.
+        """
+        entry = self.resolve(model, selector)
+        with self._translated(model=model, selector=entry.number), _quiet():
+            found = self.client.get_model_version(model, entry.number)
+            run = self._run(found.run_id) if found.run_id else None
+            return Seen(entry, str(found.description or ""), None if run is None else mlrun.seen(run))
+
     # Writing
 
     def log_version(
@@ -142,27 +168,32 @@ class Registry:
         options: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
+        facts: Facts | None = None,
     ) -> tuple[str, bool]:
         """Log an artifact folder as a new version of a model: its number, and whether the model is new.
 
         A plain MLflow client can read it: an MLmodel file with flavor, signature and requirements lies
-        beside the files, a run holds `metrics`. On failure nothing is left that the registry lists.
+        beside the files, a run holds `metrics` and the `facts`. On failure nothing is left that the registry lists.
         """
         undo: list[Callable[[], object]] = []
+        facts = facts or Facts()
         with self._translated(model=model), _quiet():
             try:
-                run = self.client.create_run(self._experiment(), run_name=model)
+                run = mlrun.begin(self.client, model, facts, self._experiment)
                 undo.append(lambda: self.client.delete_run(run.info.run_id))
-                for key, value in metrics.items():
-                    self.client.log_metric(run.info.run_id, key, value)
                 # The SQL store looks a logged model without a run up through the process-wide tracking URI;
                 # with a run it does not, and nothing global needs setting.
                 logged = self.client.create_logged_model(
-                    run.info.experiment_id, name=_logged_name(model), source_run_id=run.info.run_id
+                    run.info.experiment_id,
+                    name=_logged_name(model),
+                    source_run_id=run.info.run_id,
+                    params=facts.params,
                 )
                 undo.append(lambda: self.client.delete_logged_model(logged.model_id))
+                mlrun.log(self.client, run.info.run_id, logged.model_id, metrics, facts)
+                ids = logged.model_id, run.info.run_id
                 with mlmodel.packed(
-                    files, runtime, entry, signature, options, logged.model_id, run.info.run_id
+                    files, runtime, entry, signature, options, *ids, facts.files
                 ) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
                 self._hide_artifacts(str(logged.artifact_location))
@@ -210,6 +241,16 @@ class Registry:
     @property
     def _where(self) -> str:
         return re.sub(r"//[^@/]*@", "//", self.tracking_uri)  # a password in the URI is nobody's business
+
+    def _run(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)

@@ -16,11 +16,15 @@ from typing import Any
 
 import msgspec
 
-from interlock.core.errors import InterlockError, UnknownFormat
+from interlock.core.errors import ConfigError, InterlockError, UnknownFormat
 from interlock.core.model import DATATYPES, Signature, TensorSpec
+
+FOLDER = "interlock"
+"""The folder of a model's files that holds what is recorded of it, as JSON."""
 
 METADATA_FILES = frozenset(
     {
+        FOLDER,
         "MLmodel",
         "conda.yaml",
         "python_env.yaml",
@@ -63,8 +67,12 @@ def packed(
     options: Mapping[str, Any],
     model_id: str,
     run_id: str,
+    recorded: Mapping[str, bytes],
 ) -> Iterator[Path]:
-    """A temporary folder with `files` and what MLflow wants beside them."""
+    """A temporary folder with `files`, what MLflow wants beside them, and `recorded` in FOLDER.
+
+    Raises: ConfigError if the model has a file or folder of that name.
+    """
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory(prefix="interlock-log-") as name:
@@ -72,6 +80,12 @@ def packed(
         shutil.copytree(files, folder)
         for path in folder.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
+        if recorded:
+            if (folder / FOLDER).exists():
+                raise ConfigError(f"the model has a file or folder {FOLDER!r}, which is Interlock's: rename it")
+            (folder / FOLDER).mkdir(mode=0o700)
+            for item, content in recorded.items():
+                (folder / FOLDER / item).write_bytes(content)
         described = Model(run_id=run_id, model_id=model_id, signature=_to_mlflow(signature))
         python = platform.python_version()
         environment = {"conda": "conda.yaml", "virtualenv": "python_env.yaml"}
@@ -177,13 +191,28 @@ def _declared_datatype(signature: Any) -> str | None:
 
 def _to_mlflow(signature: Signature) -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema
+    from mlflow.types import ColSpec, Schema
     from mlflow.types import TensorSpec as MlflowSpec
 
     def schema(specs: tuple[TensorSpec, ...]) -> Any:
         return Schema([MlflowSpec(DATATYPES[spec.datatype], spec.shape, spec.name) for spec in specs])
 
-    return ModelSignature(schema(signature.inputs), schema(signature.outputs))
+    if not signature.columns:
+        return ModelSignature(schema(signature.inputs), schema(signature.outputs))
+    datatypes = {spec.name: spec.datatype for spec in signature.inputs}
+    whole = signature.inputs[0].datatype
+    columns = [ColSpec(_COLUMN_TYPES[datatypes.get(name, whole)], name) for name in signature.columns]
+    return ModelSignature(Schema(columns), schema(signature.outputs))
+
+
+# MLflow refuses a DataFrame of doubles where it reads "float", and DataFrames hold doubles; its flavors cast
+# what they get to the model's own type. The same holds for integers, which are longs there.
+_COLUMN_TYPES = {
+    **dict.fromkeys(("FP16", "BF16", "FP32", "FP64", "UINT64"), "double"),
+    **dict.fromkeys(("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"), "long"),
+    "BOOL": "boolean",
+    "BYTES": "string",
+}
 
 
 def _version_of(package: str) -> str | None:
