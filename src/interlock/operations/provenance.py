@@ -25,7 +25,8 @@ from interlock.operations.reference import Reference
 from interlock.operations.revision import revision, without_credentials
 from interlock.operations.tracked import tracked
 from interlock.registry.mlflow import Registry
-from interlock.runtime import answer_process, examples
+from interlock.runtime import examples
+from interlock.runtime.answer_process import answers
 from interlock.runtime.check import CheckReport
 
 MOST_ROWS = 100_000
@@ -75,11 +76,13 @@ def measure(folder: Path, version: Version, rows: Reference | None) -> Quality |
         return None
     target = np.asarray(rows.target)[:MOST_ROWS]
     if version.capabilities.streaming or version.signature.batch_axis is None:
-        return Quality("", len(target), {}, {"all": "the model answers no batches of rows"})
+        return Quality("", len(target), {}, {"all": "the model does not give one answer for each row"})
+    if not version.capabilities.side_effect_free:
+        return Quality("", len(target), {}, {"all": "the model has side effects: it is not asked in vain"})
     try:
         cut = {name: array[:MOST_ROWS] for name, array in rows.inputs.items()}
         inputs = examples.fit(version.signature, examples.texts_as_bytes(cut))
-        return evaluate(target, answer_process.answers(folder, version, inputs))
+        return evaluate(target, answers(folder, version, inputs))
     except InterlockError as error:
         return Quality("", len(target), {}, {"all": error.message})
 
@@ -160,7 +163,7 @@ def parent_of(registry: Registry, run: str | None) -> ParentRun | None:
     if run_id is None:
         return None
     where = _other_store(theirs) if theirs is not None else None
-    if registry.find_run(run_id) is not None:
+    if registry.has_run(run_id):
         return ParentRun(run_id)
     if where is not None:
         return ParentRun(run_id, where)
