@@ -89,8 +89,9 @@ def test_regressors_have_scikit_learns_metrics(seed: int, rows: int, shape: tupl
 
 
 def test_each_metric_says_which_way_is_better() -> None:
-    both = evaluate(np.array([0, 1]), {"p": np.array([0.2, 0.9])}), evaluate(
-        np.array([0.5, 1.5]), {"p": np.array([0.2, 0.9])}
+    both = (
+        evaluate(np.array([0, 1]), {"p": np.array([0.2, 0.9])}),
+        evaluate(np.array([0.5, 1.5]), {"p": np.array([0.2, 0.9])}),
     )
     assert {*both[0].metrics, *both[1].metrics} == set(HIGHER_IS_BETTER)
 

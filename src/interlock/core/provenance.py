@@ -1,4 +1,4 @@
-"""Provenance: where a version comes from, and how good it was on its reference rows when it was registered."""
+"""Provenance: where a version comes from, and how good it was on its reference rows at registration."""
 
 from typing import Any
 
@@ -45,12 +45,13 @@ class Tracked(msgspec.Struct, frozen=True):
 
 class Dataset(msgspec.Struct, frozen=True):
     """The reference rows. `digest` is "sha256:<hex>" over the bytes of the file, or over the arrays that came
-    from Python, where `location` is None. `columns` has the target too; it is empty for an unnamed matrix."""
+    from Python, where `location` is None. `columns`: name to datatype, the target's too; empty for a matrix
+    without names."""
 
     digest: str
     rows: int
     location: str | None = None
-    columns: tuple[str, ...] = ()
+    columns: dict[str, str] = {}
     target: str | None = None
     size_bytes: int | None = None
     dvc: Tracked | None = None

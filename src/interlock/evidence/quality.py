@@ -4,7 +4,7 @@ Definitions are scikit-learn's (`sklearn.metrics`), which the tests compare with
 computed from is said, never guessed: it is absent, with the reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,7 +40,7 @@ class Absent(Exception):
 
 class Reading(msgspec.Struct, frozen=True):
     """Which answers are what. `labels` [rows] are class numbers within `classes`, -1 for a label that is none
-    of them; `probabilities` is [rows, classes]; `values` [rows] are a regressor's. `why`: what there is not."""
+    of them; `probabilities` is [rows, classes]; `values` [rows] are a regressor's. `why`: what lacks."""
 
     task: str
     target: Array
@@ -51,9 +51,7 @@ class Reading(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def evaluate(
-    target: Array, outputs: Mapping[str, Array], classes: Sequence[Any] | None = None
-) -> Quality:
+def evaluate(target: Array, outputs: Mapping[str, Array], classes: Sequence[Any] | None = None) -> Quality:
     """All metrics of a model's outputs; `target` is [rows], each output has as many rows.
 
     Classification: accuracy, log loss, ROC AUC (of two classes, or the mean of one against the rest), Brier
@@ -299,7 +297,7 @@ def _shown(name: Any) -> str:
     return f"{name:g}" if isinstance(name, float) else repr(name)
 
 
-_LOSSES = {
+_LOSSES: dict[str, Callable[[Reading], Array]] = {
     "accuracy": _wrong,
     "log_loss": _log_losses,
     "brier": _brier_losses,
@@ -307,7 +305,7 @@ _LOSSES = {
     "mae": lambda reading: np.abs(_errors(reading)),
 }
 
-_METRICS = {
+_METRICS: dict[str, Callable[[Reading], float]] = {
     "accuracy": lambda reading: 1.0 - float(_wrong(reading).mean()),
     "log_loss": lambda reading: float(_log_losses(reading).mean()),
     "roc_auc": _roc_auc,

@@ -17,8 +17,9 @@ import numpy as np
 
 from interlock import __version__
 from interlock.core.errors import ConfigError, InterlockError
-from interlock.core.model import Array, Version
+from interlock.core.model import Array, Signature, Tensors, Version
 from interlock.core.provenance import Check, Code, Dataset, Environment, ParentRun, Provenance, Quality
+from interlock.core.table import column_datatype, conform
 from interlock.evidence.quality import evaluate
 from interlock.operations.context import Context
 from interlock.operations.reference import Reference
@@ -80,9 +81,7 @@ def measure(folder: Path, version: Version, rows: Reference | None) -> Quality |
     if not version.capabilities.side_effect_free:
         return Quality("", len(target), {}, {"all": "the model has side effects: it is not asked in vain"})
     try:
-        cut = {name: array[:MOST_ROWS] for name, array in rows.inputs.items()}
-        inputs = examples.fit(version.signature, examples.texts_as_bytes(cut))
-        return evaluate(target, answers(folder, version, inputs))
+        return evaluate(target, answers(folder, version, _inputs(version.signature, rows)))
     except InterlockError as error:
         return Quality("", len(target), {}, {"all": error.message})
 
@@ -90,7 +89,8 @@ def measure(folder: Path, version: Version, rows: Reference | None) -> Quality |
 def dataset(rows: Reference, path: Path | None, target: str | None) -> Dataset:
     """The reference rows by digest and place. Raises: OSError."""
     if path is None:
-        return Dataset(digest_of_arrays(rows.inputs, rows.target), rows.rows, target=target)
+        digest = digest_of_arrays(rows.inputs, rows.target)
+        return Dataset(digest, rows.rows, None, _columns(rows, target), target)
     path = path.expanduser().absolute()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -98,7 +98,7 @@ def dataset(rows: Reference, path: Path | None, target: str | None) -> Dataset:
         f"sha256:{digest}",
         rows.rows,
         str(path),
-        _columns(path),
+        _columns(rows, target),
         target,
         path.stat().st_size,
         tracked(path),
@@ -106,7 +106,7 @@ def dataset(rows: Reference, path: Path | None, target: str | None) -> Dataset:
 
 
 def digest_of_arrays(inputs: Mapping[str, Array], target: Array | None) -> str:
-    """"sha256:<hex>" over names, dtypes, shapes and values; equal for equal arrays in whatever memory order.
+    """ "sha256:<hex>" over names, dtypes, shapes and values; equal for equal arrays in whatever memory order.
 
     >>> x = np.arange(6.0).reshape(2, 3)
     >>> digest_of_arrays({"x": x}, None) == digest_of_arrays({"x": np.asfortranarray(x)}, None)
@@ -172,25 +172,27 @@ def parent_of(registry: Registry, run: str | None) -> ParentRun | None:
 
 def _other_store(mlflow: Any) -> str | None:
     """Where the caller's own MLflow code keeps its runs, None if it never said."""
-    from mlflow.tracking import is_tracking_uri_set
-
-    if mlflow.active_run() is None and not is_tracking_uri_set():
+    if mlflow.active_run() is None and not mlflow.tracking.is_tracking_uri_set():
         return None
     uri = str(mlflow.get_tracking_uri())
     # An SQLite URI has no host, and its path must stay as it is.
     return uri if "//" not in uri or uri.startswith(("sqlite:", "file:")) else without_credentials(uri)
 
 
-def _columns(path: Path) -> tuple[str, ...]:
-    """The names of the columns of a file of reference rows, from its head alone."""
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as stored:
-            return tuple(stored.files)
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
+def _columns(rows: Reference, target: str | None) -> dict[str, str]:
+    columns = {name: _datatype(array) for name, array in rows.inputs.items() if name != examples.ONLY}
+    if columns and target is not None and rows.target is not None:
+        columns[target] = _datatype(rows.target)
+    return columns
 
-        return tuple(parquet.read_schema(path).names)
-    import pandas
 
-    return tuple(str(name) for name in pandas.read_csv(path, nrows=0).columns)
+def _datatype(array: Array) -> str:
+    return column_datatype(array) or str(array.dtype)
 
+
+def _inputs(signature: Signature, rows: Reference) -> Tensors:
+    """The reference rows as the model gets them."""
+    cut = {name: array[:MOST_ROWS] for name, array in rows.inputs.items()}
+    if signature.columns and set(signature.columns) <= set(cut):
+        return conform(signature, {name: cut[name] for name in signature.columns})
+    return examples.fit(signature, examples.texts_as_bytes(cut))

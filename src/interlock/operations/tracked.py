@@ -21,7 +21,7 @@ def tracked(path: Path) -> Tracked | None:
     stage in a dvc.lock or dvc.yaml above it. None where none does, or none can be read."""
     path = path.absolute()
     for folder in (path, *path.parents):
-        beside = folder.with_name(f"{folder.name}.dvc")
+        beside = folder.parent / f"{folder.name}.dvc"
         if folder.name and beside.is_file():
             found = _of_outs(path, beside, _outs_of_dvc_file(beside))
             if found is not None:
@@ -106,7 +106,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import yaml  # MLflow's own dependency, and only where data are tracked
+    import yaml  # type: ignore[import-untyped]  # MLflow's own dependency, and only where data are tracked
 
     try:
         if file.stat().st_size > _LARGEST_BYTES:

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
 from interlock.core.model import Model, ModelSettings, Version, check_fault
 from interlock.core.policy import Policy
-from interlock.core.provenance import Provenance
+from interlock.core.provenance import Provenance, Quality
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.database import Database
@@ -25,6 +25,12 @@ from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, RampEpoch, 
 from interlock.registry.schema import epochs, events, meta, models, releases, versions
 
 __all__ = ["Event", "Ledger", "RampEpoch", "ReleaseRow", "ReleaseState"]
+
+
+class _Measured(msgspec.Struct):
+    """The part of a Provenance that a list shows; the rest is long and stays unread."""
+
+    quality: Quality | None = None
 
 
 class Ledger:
@@ -125,11 +131,25 @@ class Ledger:
         """What is recorded of one version beside itself; None for one of an older Interlock, or unknown."""
         with self._database.read() as connection:
             found = connection.execute(
-                sa.select(versions.c.provenance).where(
-                    versions.c.model == model, versions.c.number == number
-                )
+                sa.select(versions.c.provenance).where(versions.c.model == model, versions.c.number == number)
             ).scalar()
         return None if found is None else msgspec.json.decode(found, type=Provenance)
+
+    def main_metrics(self, model: str) -> dict[str, tuple[str, float]]:
+        """The first metric of each version of a model on its reference rows, by number, where it has one."""
+        query = sa.select(versions.c.number, versions.c.provenance).where(
+            versions.c.model == model, versions.c.provenance.is_not(None)
+        )
+        with self._database.read() as connection:
+            rows = [
+                (number, msgspec.json.decode(text, type=_Measured))
+                for number, text in connection.execute(query)
+            ]
+        return {
+            number: next(iter(found.quality.metrics.items()))
+            for number, found in rows
+            if found.quality is not None and found.quality.metrics
+        }
 
     def versions(self, model: str | None = None) -> list[Version]:
         """All recorded versions (of one model), by model, oldest first."""

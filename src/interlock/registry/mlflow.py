@@ -145,6 +145,12 @@ class Registry:
                     item.rename(folder / item.name)
                 path.rmdir()
 
+    def download_described(self, model: str, number: str, folder: Path) -> None:
+        """Copy a version's MLmodel file and what describes it beside, but none of the model's own files."""
+        with self._translated(model=model, selector=number):
+            uri = self.client.get_model_version_download_uri(model, number)
+            mlrun.download_described(uri, self.tracking_uri, folder)
+
     def has_run(self, run_id: str) -> bool:
         """Whether a run is one of this store's."""
         with self._translated():
@@ -188,10 +194,12 @@ class Registry:
             try:
                 run = mlrun.begin(self.client, model, facts, self._experiment)
                 undo.append(lambda: self.client.delete_run(run.info.run_id))
+                # In our own experiment, whose files lie where the registry keeps them: those of a training
+                # run's may lie in the folder where somebody happened to train.
                 # The SQL store looks a logged model without a run up through the process-wide tracking URI;
                 # with a run it does not, and nothing global needs setting.
                 logged = self.client.create_logged_model(
-                    run.info.experiment_id,
+                    self._experiment(),
                     name=_logged_name(model),
                     source_run_id=run.info.run_id,
                     params=facts.params,
@@ -199,9 +207,7 @@ class Registry:
                 undo.append(lambda: self.client.delete_logged_model(logged.model_id))
                 mlrun.log(self.client, run.info.run_id, logged.model_id, metrics, facts)
                 ids = logged.model_id, run.info.run_id
-                with mlmodel.packed(
-                    files, runtime, entry, signature, options, *ids, facts.files
-                ) as folder:
+                with mlmodel.packed(files, runtime, entry, signature, options, *ids, facts.files) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
                 self._hide_artifacts(str(logged.artifact_location))
                 self.client.finalize_logged_model(logged.model_id, "READY")

@@ -14,10 +14,10 @@ import msgspec
 
 from interlock.core.model import Version
 from interlock.core.provenance import Check, Code, Dataset, Environment, ParentRun, Provenance
-from interlock.registry.mlmodel import FOLDER
+from interlock.registry.mlmodel import COLUMN_TYPE_OF, DATATYPE_OF, FOLDER
 
 REFERENCE = "reference_"
-"""What metrics on the reference rows begin with: they are the data that the model may have been trained on."""
+"""What metrics on the reference rows begin with: the model may have been trained on these very data."""
 
 _LONGEST_DIGEST = 36  # what MLflow's store takes of a dataset's
 _LARGEST_SCHEMA_BYTES = 1_000_000
@@ -109,8 +109,8 @@ def log(client: Any, run_id: str, model_id: str, metrics: Mapping[str, float], f
     now_ms = int(time.time() * 1000)
     data = None if facts.dataset is None else _as_mlflow(facts.dataset)
     if data is not None:
-        context = InputTag("mlflow.data.context", "reference")  # type: ignore[no-untyped-call]
-        client.log_inputs(run_id, [DatasetInput(data, [context])])  # type: ignore[no-untyped-call]
+        context = InputTag("mlflow.data.context", "reference")
+        client.log_inputs(run_id, [DatasetInput(data, [context])])
     entries = []
     for key, value in {**metrics, **facts.metrics}.items():
         about = data if data is not None and key.startswith(REFERENCE) else None
@@ -130,14 +130,23 @@ def log(client: Any, run_id: str, model_id: str, metrics: Mapping[str, float], f
     client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
 
 
+def download_described(uri: str, tracking_uri: str, folder: Path) -> None:
+    """Copy what describes a model, and none of its own files, into a folder."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    files: Any = get_artifact_repository(uri, tracking_uri, tracking_uri)
+    there = {str(item.path) for item in files.list_artifacts("")}
+    for name in ("MLmodel", "requirements.txt", FOLDER):
+        if name in there:
+            files.download_artifacts(name, str(folder))
+
+
 def read_files(folder: Path) -> Provenance | None:
     """What `facts_of` put into the files of a version, from a downloaded folder; None where nothing is, or
     what this Interlock cannot read."""
     try:
         found = msgspec.json.decode((folder / FOLDER / "provenance.json").read_bytes(), type=Provenance)
-        checks = msgspec.json.decode(
-            (folder / FOLDER / "checks.json").read_bytes(), type=tuple[Check, ...]
-        )
+        checks = msgspec.json.decode((folder / FOLDER / "checks.json").read_bytes(), type=tuple[Check, ...])
         environment = msgspec.json.decode(
             (folder / FOLDER / "environment.json").read_bytes(), type=Environment | None
         )
@@ -178,6 +187,7 @@ def _as_mlflow(data: Dataset) -> Any:
 
     where = data.location
     name = data.location.rpartition("/")[2] if data.location else "arrays"
+    source: dict[str, Any]
     if where is None:
         kind, source = "code", {"tags": {"interlock.dataset.digest": data.digest}}
     elif where.startswith(("http://", "https://")):
@@ -187,13 +197,14 @@ def _as_mlflow(data: Dataset) -> Any:
     profile = {"num_rows": data.rows, "num_columns": len(data.columns), "digest": data.digest}
     if data.dvc is not None:
         profile |= {"dvc_md5": data.dvc.md5 or "", "dvc_commit": data.dvc.commit or ""}
-    schema = json.dumps({"columns": list(data.columns), "target": data.target})
-    return Entity(  # type: ignore[no-untyped-call]
+    columns = [{"name": name, "type": _type(kind), "required": True} for name, kind in data.columns.items()]
+    schema = json.dumps({"mlflow_colspec": columns}) if columns else None
+    return Entity(
         name=name[:500] or "data",
         digest=data.digest.removeprefix("sha256:")[:_LONGEST_DIGEST],
         source_type=kind,
         source=json.dumps(source),
-        schema=schema if len(schema) < _LARGEST_SCHEMA_BYTES else None,
+        schema=schema if schema is None or len(schema) < _LARGEST_SCHEMA_BYTES else None,
         profile=json.dumps(profile),
     )
 
@@ -202,13 +213,20 @@ def _from_mlflow(entity: Any) -> Dataset:
     """What one can say of a dataset that some code logged."""
     source, profile, schema = (_parsed(t) for t in (entity.source, entity.profile, entity.schema))
     where = source.get("uri") or source.get("url") or source.get("path")
-    columns = [c.get("name") for c in schema.get("mlflow_colspec", ()) if isinstance(c, dict)]
+    columns = [c for c in schema.get("mlflow_colspec", ()) if isinstance(c, dict)]
     return Dataset(
         digest=str(profile.get("digest") or entity.digest),
         rows=int(profile.get("num_rows") or 0),
         location=None if where is None else str(where),
-        columns=tuple(str(c) for c in (schema.get("columns") or columns)),
+        columns={
+            str(c.get("name")): str(DATATYPE_OF.get(str(c.get("type")), c.get("type"))) for c in columns
+        },
     )
+
+
+def _type(datatype: str) -> str:
+    exact = {kind: name for name, kind in DATATYPE_OF.items() if name != "binary"}
+    return exact.get(datatype) or COLUMN_TYPE_OF.get(datatype, "string")
 
 
 def _parsed(text: str | None) -> dict[str, Any]:
@@ -221,4 +239,3 @@ def _parsed(text: str | None) -> dict[str, Any]:
 
 def _json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -348,7 +349,7 @@ class _Checks:
         found = {}
         for count in sizes:
             rows = self._rows(count)
-            peak_bytes = peak_of(lambda rows=rows: self.loaded.predict(rows))
+            peak_bytes = peak_of(partial(self.loaded.predict, rows))
             if peak_bytes is not None:
                 found[count] = max(0, peak_bytes - before_bytes)
         return found
