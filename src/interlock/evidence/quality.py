@@ -232,7 +232,8 @@ def _is_zero_or_one(target: Array) -> bool:
 
 def _wrong(reading: Reading) -> Array:
     assert reading.labels is not None
-    return ((reading.labels != reading.target) | (reading.target < 0)).astype(np.float64)
+    wrong: Array = (reading.labels != reading.target) | (reading.target < 0)
+    return wrong.astype(np.float64)
 
 
 def _probabilities(reading: Reading) -> Array:
@@ -251,7 +252,9 @@ def _log_losses(reading: Reading) -> Array:
 def _brier_losses(reading: Reading) -> Array:
     scores = _probabilities(reading).astype(np.float64)
     if scores.shape[1] == 2:
-        return (scores[:, 1] - (reading.target == 1)) ** 2
+        positive: Array = reading.target == 1
+        two: Array = (scores[:, 1] - positive) ** 2
+        return two
     truth = np.zeros_like(scores)
     truth[np.arange(len(scores)), reading.target] = 1.0
     squared: Array = ((scores - truth) ** 2).sum(axis=1)
