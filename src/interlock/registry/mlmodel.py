@@ -243,7 +243,8 @@ def _to_mlflow(signature: Signature) -> Any:
         return ModelSignature(schema(signature.inputs), schema(signature.outputs))
     datatypes = {spec.name: spec.datatype for spec in signature.inputs}
     whole = signature.inputs[0].datatype
-    columns: list[Any] = [ColSpec(COLUMN_TYPE_OF[datatypes.get(name, whole)], name) for name in signature.columns]
+    types = {name: COLUMN_TYPE_OF[datatypes.get(name, whole)] for name in signature.columns}
+    columns: list[Any] = [ColSpec(kind, name) for name, kind in types.items()]
     return ModelSignature(Schema(columns), schema(signature.outputs))
 
 
