@@ -1,4 +1,4 @@
-"""Holds what is recorded of a version: read back by MLflow's own client, from the ledger, and in another home."""
+"""Holds what is recorded of a version: read back by MLflow's client, from the ledger, and in another home."""
 
 import json
 import subprocess
@@ -204,7 +204,7 @@ def test_a_table_has_names_and_types_in_mlflow(tmp_path: Path, ctx: Context) -> 
         ),
         "each": (
             helper.make_graph(nodes, "g", each, [out]),
-            Signature((TensorSpec("a", "FP32", (-1, 1)), TensorSpec("b", "INT64", (-1, 1))), y, 0, ("a", "b")),
+            Signature((TensorSpec("a", "FP32", (-1, 1)), TensorSpec("b", "INT64", (-1, 1))), y, 0, ("a", "b")),  # noqa: E501
             ["double", "long"],
         ),
     }  # fmt: skip
