@@ -33,8 +33,11 @@ def columns_wanted(signature: Signature, there: list[str]) -> list[str]:
         wanted = names  # all columns of the model as one column of lists
     missing = [name for name in wanted if name not in there]
     if missing:
-        near = {name: get_close_matches(name, there, n=1) for name in missing[:_SHOWN]}
-        hint = "".join(f"; did you mean '{found[0]}' for '{name}'?" for name, found in near.items() if found)
+        plain = {name.lower(): name for name in there}
+        near = {name: get_close_matches(name.lower(), plain, n=1) for name in missing[:_SHOWN]}
+        hint = "".join(
+            f"; did you mean '{plain[found[0]]}' for '{name}'?" for name, found in near.items() if found
+        )
         raise InputMismatch(
             f"the input has no column {_names(missing)}, which the model takes{hint}; it has {_names(there)}"
         )
