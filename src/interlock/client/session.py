@@ -45,10 +45,11 @@ _JSON = (b"content-type", b"application/json")
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """What is remembered of a model, and the versions that have answered since some of them was new."""
+    """What is remembered of a model, and the versions that have answered. `is_old`: one was new since."""
 
     metadata: Metadata
     versions: frozenset[str] = frozenset()
+    is_old: bool = False
 
 
 class Session:
@@ -88,10 +89,10 @@ class Session:
         path, key = _model_path(ask.model, number), (ask.model, number)
         labels = _labels(ask)
         known = self._known.get(key)
-        is_fresh = known is None
+        is_fresh = known is None or known.is_old
+        if known is None or known.is_old:
+            known = yield from self._look(key, deadline_s)
         while True:
-            if known is None:
-                known = yield from self._look(key, deadline_s)
             try:
                 parts, length = encode(inputs_of(ask.data, known.metadata), ask.outputs, ask.id)
                 headers = [*labels, (JSON_LENGTH, b"%d" % length)]
@@ -104,11 +105,10 @@ class Session:
             except InvalidRequest:
                 # It did not run. If the model has changed since it was looked up, that may be all that is
                 # wrong.
-                before, known = known, None
                 self._known.pop(key, None)
                 if is_fresh:
                     raise
-                known = yield from self._look(key, deadline_s)
+                before, known = known, (yield from self._look(key, deadline_s))
                 if _same(known.metadata, before.metadata):
                     raise
                 is_fresh = True
@@ -168,10 +168,7 @@ class Session:
     def _note(self, key: tuple[str, str], known: _Known, version: str) -> None:
         """Remember that a version answered. One that is new may take something else: so the model is looked
         up anew at the next call, and not at every call of a canary, where versions take turns."""
-        if not known.versions:
-            self._known[key] = _Known(known.metadata, frozenset((version,)))
-        elif self._known.get(key) is known:
-            del self._known[key]
+        self._known[key] = _Known(known.metadata, known.versions | {version}, bool(known.versions))
 
     def _exchange(
         self,

@@ -122,8 +122,8 @@ def column_datatype(values: Array) -> str | None:
 
 def is_missing(value: object) -> bool:
     """Whether an element of a column says that there is none."""
-    # pandas.NA is no float, and what it is compared to is neither equal nor not; its type is known by its name,
-    # without pandas.
+    # pandas.NA is no float, and comparing it says neither yes nor no; its type is known by its name, without
+    # pandas.
     return (
         value is None
         or type(value).__name__ in ("NAType", "NaTType")

@@ -31,8 +31,8 @@ _STATES = {
 
 
 def metadata(version: Version, numbers: Iterable[str]) -> dict[str, Any]:
-    """Model metadata; `numbers` are the versions that can be asked for. The parameters, for which the protocol
-    leaves room, tell a client whether it may send a request again that may have run."""
+    """Model metadata; `numbers` are the versions that can be asked for. The parameters tell a client
+    whether it may send a request again that may have run."""
     return {
         "name": version.model,
         "versions": sorted(numbers, key=_by_number),
