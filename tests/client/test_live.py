@@ -1,6 +1,7 @@
 """The client against a real node whose workers are replaced under load: no request fails."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,15 @@ def test_workers_that_are_killed_one_after_the_other_fail_no_request(tmp_path: P
                     except Exception as error:
                         failed.append(error)
 
+            def moved(least: int) -> bool:
+                return min(counts) > least
+
             threads = [threading.Thread(target=ask, args=(at,)) for at in range(4)]
             for thread in threads:
                 thread.start()
             try:
                 for name in sorted(node.pids("worker")):
-                    before = list(counts)
-                    until(lambda before=before: min(counts) > min(before) + 20, "answers")
+                    until(partial(moved, min(counts) + 20), "answers")
                     node.kill(name)
                     until(node.is_ready, "ready again")
                 before = list(counts)

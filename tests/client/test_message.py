@@ -71,7 +71,12 @@ def test_the_codec_reads_what_is_written_and_its_answer_is_read(datatype: str) -
 
 @pytest.mark.parametrize("name", ["b", "bb", "bbb", "bbbbbbb"])
 def test_the_first_tensor_of_an_answer_is_read_where_it_lies(name: str) -> None:
-    outputs = {"name": name, "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 16}}
+    outputs: dict[str, Any] = {
+        "name": name,
+        "datatype": "FP64",
+        "shape": [2],
+        "parameters": {"binary_data_size": 16},
+    }
     text = json.dumps({"outputs": [outputs]}).encode()
     came = reply(text, np.array([1.5, 2.5]).tobytes())
     array = decode(came)[name]
@@ -88,7 +93,7 @@ def test_an_input_that_is_row_major_is_not_copied() -> None:
 
 
 def test_texts_and_missing_ones() -> None:
-    output = {"name": "t", "datatype": "BYTES", "shape": [2], "data": ["a", "ä"]}
+    output: dict[str, Any] = {"name": "t", "datatype": "BYTES", "shape": [2], "data": ["a", "ä"]}
     assert answered(output)["t"].tolist() == ["a", "ä"]
     raw = b"\1\0\0\0\xff" + b"\1\0\0\0b"
     output = {"name": "t", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(raw)}}

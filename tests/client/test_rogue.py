@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_redirect_is_an_error_and_nothing_goes_there(kind: str) -> None:
 def test_a_server_that_quotes_the_token_does_not_get_it_into_messages(kind: str) -> None:
     for text in (said({"error": f"who is {TOKEN}?"}, "400 Bad"), said(f"<{TOKEN}>".encode(), "500 No")):
         with rogue(answers(text)) as server, client(kind, server.url, token=TOKEN) as asks:
-            assert "***" in refuses(lambda asks=asks: asks.predict("m", [1, 2]), InterlockError, 10)
+            assert "***" in refuses(partial(asks.predict, "m", [1, 2]), InterlockError, 10)
             assert TOKEN.encode() in server.requests[0]
             assert TOKEN not in repr(asks)
 
