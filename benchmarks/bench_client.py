@@ -39,13 +39,15 @@ def compare(
     title: str, ours: Callable[[], object], theirs: Callable[[], object], plan: argparse.Namespace
 ) -> None:
     """Print one line."""
-    mine, others = [], []
+    mine: list[float] = []
+    others: list[float] = []
     for at in range(plan.rounds):
         for is_ours in (True, False) if at % 2 == 0 else (False, True):
             (mine if is_ours else others).append(cost_us(ours if is_ours else theirs, plan.seconds))
     ratios = [one / other for one, other in zip(mine, others, strict=True)]
     print(
-        f"{title:16s} ours {statistics.median(mine):7.0f} us   tritonclient {statistics.median(others):7.0f} us"
+        f"{title:16s} ours {statistics.median(mine):7.0f} us"
+        f"   tritonclient {statistics.median(others):7.0f} us"
         f"   {statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
     )
 
