@@ -17,7 +17,9 @@ from interlock.core.errors import CheckFailed, InterlockError, LoadFailed, Shape
 from interlock.core.model import Signature, TensorSpec
 from interlock.runtime import torch_files, torch_program
 from interlock.runtime.check import check
+from interlock.runtime.prepare import Prepared
 from interlock.runtime.torch import Torch, TorchModel, program_call
+from interlock.runtime.torch_prepare import prepare
 from tests.runtime import models
 
 pytestmark = pytest.mark.slow
@@ -95,7 +97,9 @@ def test_fixed_rows_are_served_as_such(tmp_path: Path) -> None:
     report = check(tmp_path, models.version("torch", "model.pt2"))
     assert report.failures == () and not report.capabilities.batchable
     assert report.signature.inputs[0].shape == (1, 4)
-    assert "without dynamic_shapes" in torch_program.convert(exported, {"*": models.X}).reason
+    (tmp_path / "out").mkdir()
+    kept = prepared(tmp_path, {"*": models.X}).conversion
+    assert kept is not None and "without dynamic_shapes" in kept.reason
 
 
 @pytest.mark.parametrize(
@@ -111,19 +115,37 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(module: Any, rows: A
         torch_program.export(module, rows)
 
 
-def test_a_program_becomes_onnx_only_if_it_answers_the_same() -> None:
-    program = torch_program.export(models.torch_mlp(), {"*": models.X})
-    found = torch_program.convert(program, {"*": models.X})
-    assert found.rows == 1000 and found.difference is not None and found.difference <= 1e-5, found
+def prepared(folder: Path, rows: Any) -> Prepared:
+    """What comes of `folder / "model.pt2"`, in `folder / "out"`."""
+    version = models.version("torch", "model.pt2")
+    before = torch.get_num_threads()
+    try:
+        return prepare(folder, version, rows, folder / "out")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_program_becomes_onnx_only_if_it_answers_the_same(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "model.pt2"
+    path.write_bytes(torch_program.saved(torch_program.export(models.torch_mlp(), {"*": models.X})))
+    done = prepared(tmp_path, {"*": models.X})
+    found = done.conversion
+    assert found is not None and found.rows >= 4000, found
+    assert found.difference is not None and found.difference <= 1e-5, found
     assert set(found.kept_s) == set(found.onnx_s) == {1, 32}
-    assert (found.onnx is not None) == all(found.onnx_s[rows] < found.kept_s[rows] for rows in (1, 32))
+    assert found.converted == all(found.onnx_s[rows] < found.kept_s[rows] for rows in (1, 32))
+    assert (done.runtime, done.entry) == (("onnx", "model.onnx") if found.converted else ("torch", path.name))
+    with pytest.raises(CheckFailed, match="do not fit"):
+        prepared(tmp_path, {"*": models.X[:, :2]})
     loud = models.torch_mlp()
     with torch.no_grad():
         loud[3].weight *= 1e6  # float32 cannot hold 1e-5 of that
-    found = torch_program.convert(torch_program.export(loud, {"*": models.X}), {"*": models.X})
-    assert found.onnx is None and "the limit is 1e-05" in found.reason
-    with pytest.raises(CheckFailed, match="do not fit"):
-        torch_program.convert(program, {"*": models.X[:, :2]})
+    path.write_bytes(torch_program.saved(torch_program.export(loud, {"*": models.X})))
+    done = prepared(tmp_path, {"*": models.X})
+    assert done.runtime == "torch" and done.conversion is not None
+    assert "the limit is 1e-05" in done.conversion.reason
+    assert (tmp_path / "out" / "model.pt2").read_bytes() == path.read_bytes()
 
 
 def test_torchscript_learns_its_shapes_from_rows(tmp_path: Path) -> None:

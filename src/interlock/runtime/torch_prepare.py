@@ -39,6 +39,9 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
 def _convert(path: Path, draft: Version, data: Tensors, out: Path) -> ConversionReport:
     torch_package().set_num_threads(1)  # as it is served
     program, call, signature = open_program(path, draft.options)
+    if signature.batch_axis is None:
+        reason = "its rows are fixed: it was exported without dynamic_shapes"
+        return ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
     signature = with_columns(signature, table_of(draft.options))
     groups = {ROWS: _rows(signature, data, OPTION in draft.options)}
     kept = TorchModel(call, signature)

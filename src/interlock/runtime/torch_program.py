@@ -64,8 +64,6 @@ def conversions(program: Any, signature: Signature) -> Iterator[bytes]:
 
     Raises: LoadFailed where it cannot be tried; whatever the exporter raises.
     """
-    if signature.batch_axis is None:
-        raise LoadFailed("its rows are fixed: it was exported without dynamic_shapes")
     if importlib.util.find_spec("onnxscript") is None:
         raise LoadFailed("onnxscript, which converts it, is not installed")
     inputs, outputs = (tuple(spec.name for spec in specs) for specs in (signature.inputs, signature.outputs))
