@@ -58,7 +58,7 @@ def convert(estimator: Any, rows: Array) -> Conversion:
     gap, reason = _compare(kept, converted)
     if reason:
         return Conversion(None, reason, len(rows), gap)
-    kept_s, onnx_s = race(
+    kept_s, onnx_s = _race(
         lambda batch: [answer(estimator, name, batch) for name in names],
         lambda batch: session.run(names, {INPUT: batch}),
         rows,
@@ -134,16 +134,13 @@ def _compare(kept: Tensors, converted: Tensors) -> tuple[float, str]:
     return largest, ""
 
 
-def race(
-    kept: Callable[[Array], object],
-    converted: Callable[[Array], object],
-    rows: Array,
-    sizes: tuple[int, ...] = (1, 32),
+def _race(
+    kept: Callable[[Array], object], converted: Callable[[Array], object], rows: Array
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Median seconds a call by rows, one run of each in turns."""
+    """Median seconds a call at 1 and at 32 rows, one run of each in turns."""
     # In turns, so that a busy machine slows both alike.
     medians: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    for count in sizes:
+    for count in (1, 32):
         batch = np.ascontiguousarray(rows[:count])
         taken: tuple[list[float], list[float]] = ([], [])
         for run in range(32):
