@@ -1,29 +1,78 @@
-"""Holds how reference data are read, and that widened rows hold the extremes."""
+"""Holds how reference data are read."""
 
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays_of
 
 from interlock.core.errors import ConfigError
+from interlock.core.table import MISSING
 from interlock.operations import reference
+from interlock.runtime import table as tables
 from interlock.runtime.examples import ONLY
-from tests.thorough import examples
 
 
-def test_csv_columns_become_a_matrix_and_a_target(tmp_path: Path) -> None:
+def test_csv_columns_become_a_table_and_a_target(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("a,b,kind\n1,2.5,x\n3,4.5,y\n")
     read = reference.read(path, "kind")
-    assert read.inputs[ONLY].tolist() == [[1.0, 2.5], [3.0, 4.5]] and read.rows == 2
+    assert read.rows == 2 and read.table is not None
+    assert {name: values.tolist() for name, values in read.inputs.items()} == {"a": [1, 3], "b": [2.5, 4.5]}
+    assert read.table.columns == (("a", "INT64"), ("b", "FP64")) and read.table.is_numeric
     assert read.target is not None and read.target.tolist() == ["x", "y"]
-    with pytest.raises(ConfigError, match=r"columns \['kind'\] are not numbers"):
-        reference.read(path, None)
     with pytest.raises(ConfigError, match="no column 'nope'"):
         reference.read(path, "nope")
+
+
+def test_a_data_frame_keeps_its_kinds_of_columns() -> None:
+    frame = pd.DataFrame(
+        {
+            "age": pd.array([30, None, 41], "Int64"),
+            "visits": np.array([1, 2, 3], np.int32),
+            "city": ["Ghent", None, "Bruges"],
+            "word": pd.Series(["a", np.nan, "b"], dtype=object),
+            "plan": pd.Categorical(["plus", "basic", None], categories=["basic", "plus"]),
+            "member": [True, False, True],
+        }
+    )
+    read = reference.of(frame)
+    table = read.table
+    assert table is not None and not table.is_numeric
+    assert [datatype for _, datatype in table.columns] == ["FP64", "INT32", "BYTES", "BYTES", "BYTES", "BOOL"]
+    assert table.categories == {"plan": ("basic", "plus")} and table.none == ("city",)
+    assert np.isnan(read.inputs["age"]).tolist() == [False, True, False]
+    assert read.inputs["city"].tolist() == [b"Ghent", MISSING, b"Bruges"]
+    again = tables.frame(table, read.inputs)
+    assert again["city"].tolist() == ["Ghent", None, "Bruges"] and np.isnan(again["word"][1])
+    assert again["plan"].equals(frame["plan"]) and again["visits"].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (pd.DataFrame({"when": pd.to_datetime(["2026-01-01"])}), "column 'when' is datetime64"),
+        (pd.DataFrame({"mixed": [1, "a"]}), "column 'mixed' is object"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"columns \['a'\] are there more than once"),
+        (pd.DataFrame(index=range(3)), "no rows"),
+    ],
+)
+def test_columns_that_no_input_can_carry_are_named(frame: pd.DataFrame, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        reference.of(frame)
+
+
+def test_a_sample_holds_the_extremes() -> None:
+    values = np.zeros(5000)
+    values[3333], values[777] = 9.0, -9.0
+    taken = reference.sample(reference.of(pd.DataFrame({"a": values, "b": range(5000)})), 100)
+    assert 100 <= len(taken["a"]) <= 104
+    assert (taken["a"].min(), taken["a"].max()) == (-9.0, 9.0)
+
+
+def test_a_target_of_another_length_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'the target': 2"):
+        reference.of(np.zeros((3, 2)), [0, 1])
 
 
 def test_npz_holds_one_array_an_input(tmp_path: Path) -> None:
@@ -48,26 +97,3 @@ def test_data_without_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         reference.of(np.zeros((0, 3)))
     assert reference.of([1.0, 2.0]).inputs[ONLY].shape == (2, 1)
-
-
-MATRICES = arrays_of.arrays(
-    np.float64,
-    st.tuples(st.integers(1, 20), st.integers(1, 5)),
-    elements=st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))),
-)
-
-
-@settings(max_examples=examples(60), deadline=None)
-@given(matrix=MATRICES, least=st.integers(1, 300))
-def test_widened_rows_hold_the_given_ones_and_their_extremes(matrix: np.ndarray, least: int) -> None:
-    wide = reference.widened(matrix, least)
-    assert (
-        wide.dtype == np.float32 and len(wide) >= max(least, len(matrix)) and wide.shape[1] == matrix.shape[1]
-    )
-    given_rows = {row.tobytes() for row in matrix.astype(np.float32)}
-    assert given_rows <= {row.tobytes() for row in wide}
-    whole = matrix[np.isfinite(matrix).all(axis=1)]
-    if len(whole):
-        assert (np.nanmin(wide, axis=0) < whole.min(axis=0).astype(np.float32)).all()
-        assert (np.nanmax(wide, axis=0) > whole.max(axis=0).astype(np.float32)).all()
-    assert np.array_equal(wide, reference.widened(matrix, least), equal_nan=True)  # seeded

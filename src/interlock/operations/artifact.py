@@ -9,22 +9,20 @@ from typing import Any
 import msgspec
 
 from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat
-from interlock.runtime import sklearn
+from interlock.runtime import pickles, sklearn
 
 FORMATS = (
     ".onnx, .skops, .pkl, .pickle, .joblib, .py, a folder with one .onnx or .py file, or a fitted estimator"
 )
-_PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What is to be registered. `estimator` is set for scikit-learn models, which may still be converted;
-    for the others `fill` copies the files into an empty folder."""
+    """What is to be registered: `fill` writes its files into an empty folder, and returns the options that
+    their runtime needs to load them."""
 
     runtime: str
     entry: str
-    estimator: Any = None
-    fill: Callable[[Path], object] | None = None
+    fill: Callable[[Path], dict[str, Any] | None]
 
 
 def recognise(artifact: object, *, trust: bool) -> Given:
@@ -36,15 +34,15 @@ def recognise(artifact: object, *, trust: bool) -> Given:
     if isinstance(artifact, str | Path):
         return _path(str(artifact), trust)
     if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
-        return Given("sklearn", "model.skops", estimator=artifact)
+        return Given("sklearn", "model.skops", lambda folder: save_estimator(artifact, folder))
     if type(artifact).__name__ == "ModelProto":
         data = artifact.SerializeToString()  # type: ignore[attr-defined]  # onnx need not be installed to look
-        return Given("onnx", "model.onnx", fill=lambda folder: (folder / "model.onnx").write_bytes(data))
+        return Given("onnx", "model.onnx", lambda folder: _write(folder / "model.onnx", data))
     raise UnknownFormat(f"cannot register an object of type {type(artifact).__name__}: want {FORMATS}")
 
 
 def save_estimator(estimator: Any, folder: Path) -> dict[str, Any]:
-    """Write `model.skops`; returns the runtime's options: the types that loading it builds.
+    """Write `model.skops`; returns the options with which it loads: who has the object vouches for its types.
 
     Raises: ArtifactError if skops cannot hold it; MissingExtra.
     """
@@ -52,16 +50,13 @@ def save_estimator(estimator: Any, folder: Path) -> dict[str, Any]:
     path = folder / "model.skops"
     try:
         skops.dump(estimator, path)
-        types = sorted(skops.get_untrusted_types(file=path))
+        return {"trusted_types": sklearn.foreign_types(path)}
     except Exception as error:
         raise ArtifactError(
             f"skops cannot hold this {type(estimator).__name__}: {type(error).__name__}: {str(error)[:300]}; "
-            "convert it to ONNX, or wrap it in a Python class with predict(inputs)"
+            "save it with joblib and register that file with trust, convert it to ONNX, or wrap it in a "
+            "Python class with predict(inputs)"
         ) from error
-    return {
-        "all_types": types,
-        "trusted_types": [name for name in types if not name.startswith(sklearn.FAMILIES)],
-    }
 
 
 def _path(text: str, trust: bool) -> Given:
@@ -74,12 +69,14 @@ def _path(text: str, trust: bool) -> Given:
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".onnx":
-        return Given("onnx", path.name, fill=lambda folder: shutil.copy(path, folder / path.name))
+        return Given("onnx", path.name, lambda folder: _copy_file(path, folder))
     if path.suffix == ".py":
         entry = f"{path.name}:{class_name or _only_class(path)}"
-        return Given("python", entry, fill=lambda folder: shutil.copy(path, folder / path.name))
-    if path.suffix == ".skops" or path.suffix in _PICKLES:
-        return Given("sklearn", "model.skops", estimator=_load(path, trust))
+        return Given("python", entry, lambda folder: _copy_file(path, folder))
+    if path.suffix == ".skops" or path.suffix in pickles.SUFFIXES:
+        if path.suffix != ".skops" and not trust:
+            pickles.refuse(path)
+        return Given("sklearn", path.name, lambda folder: _copy_model(path, folder, trust))
     raise UnknownFormat(
         f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
     )
@@ -88,11 +85,11 @@ def _path(text: str, trust: bool) -> Given:
 def _folder(path: Path) -> Given:
     graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
     if len(graphs) == 1:
-        return Given("onnx", graphs[0].name, fill=lambda folder: _copy(path, folder))
+        return Given("onnx", graphs[0].name, lambda folder: _copy(path, folder))
     models = [source for source in sources if _classes(source)]
     if not graphs and len(models) == 1:
         entry = f"{models[0].name}:{_only_class(models[0])}"
-        return Given("python", entry, fill=lambda folder: _copy(path, folder))
+        return Given("python", entry, lambda folder: _copy(path, folder))
     raise UnknownFormat(
         f"folder {path.name} has {len(graphs)} .onnx files and {len(models)} .py files with a class that has "
         "predict(inputs) or stream(inputs): want exactly one"
@@ -109,16 +106,21 @@ def _copy(source: Path, folder: Path) -> None:
     )
 
 
-def _load(path: Path, trust: bool) -> Any:
-    options: dict[str, Any] = {}
-    if trust and path.suffix == ".skops":
-        options = {"trusted_types": sklearn.foreign_types(path)}
-    elif trust:
-        options = {"trusted_sha256": sklearn.sha256_of(path)}
-    estimator = sklearn.load_file(path, options)
-    if not callable(getattr(estimator, "predict", None)):
-        raise LoadFailed(f"{path.name} holds a {type(estimator).__name__}, which has no predict method")
-    return estimator
+def _copy_model(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
+    """Copy a .skops file or a pickle; its options say what was vouched for, by the digest of the copy."""
+    _copy_file(path, folder)
+    copy = folder / path.name
+    if path.suffix != ".skops":
+        return {pickles.DIGEST_OPTION: pickles.sha256_of(copy)}
+    return {"trusted_types": sklearn.foreign_types(copy)} if trust else {}
+
+
+def _copy_file(path: Path, folder: Path) -> None:
+    shutil.copyfile(path, folder / path.name)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _only_class(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Decides what the reference data of a registration are: read from a file or given as arrays, and widened."""
+"""Decides what the reference data of a registration are: a file, arrays, or a DataFrame."""
 
 from pathlib import Path
 from typing import Any
@@ -7,21 +7,24 @@ import msgspec
 import numpy as np
 
 from interlock.core.errors import ConfigError, MissingExtra
-from interlock.core.model import Array, Tensors
+from interlock.core.model import DATATYPES, Array, Tensors
+from interlock.core.table import column_datatype, texts
 from interlock.runtime.examples import ONLY
+from interlock.runtime.table import Table
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Rows to try a model on. `inputs` by input name, or one matrix under
-    `examples.ONLY` for a model with one input."""
+    """Rows to try a model on. `inputs`: by input name; or one matrix under `examples.ONLY`, for a model with
+    one input; or, with a `table`, its columns [rows], texts as bytes."""
 
     inputs: Tensors
     rows: int
     target: Array | None = None
+    table: Table | None = None
 
 
 def read(path: Path, target: str | None) -> Reference:
-    """Read .csv, .parquet (columns of numbers become one matrix) or .npz (one array an input).
+    """Read .csv, .parquet (a table) or .npz (one array an input).
 
     Raises: ConfigError for a file that cannot be read or has no such target; MissingExtra for parquet without
     pyarrow.
@@ -43,69 +46,101 @@ def read(path: Path, target: str | None) -> Reference:
             raise ConfigError(f"reference data {path.name}: want .parquet, .csv or .npz")
     except (OSError, ValueError) as error:
         raise ConfigError(f"reference data {path}: {error}") from error
-    columns = {str(name): frame[name].to_numpy() for name in frame.columns}
-    if target is not None and target not in columns:
-        raise ConfigError(f"reference data {path.name}: no column {target!r}, want one of {sorted(columns)}")
-    answers = None if target is None else columns.pop(target)
-    wordy = [name for name, values in columns.items() if values.dtype.kind not in "biuf"]
-    if wordy:
-        raise ConfigError(
-            f"reference data {path.name}: the columns {wordy} are not numbers: leave them out, name one "
-            "as the target, or give an .npz with one array an input"
-        )
-    return of(np.column_stack([values.astype(np.float64) for values in columns.values()]), answers)
+    if target is not None and target not in frame.columns:
+        names = sorted(map(str, frame.columns))
+        raise ConfigError(f"reference data {path.name}: no column {target!r}, want one of {names}")
+    answers = None if target is None else frame.pop(target)
+    return of(frame, answers)
 
 
 def of(data: Any, target: Any = None) -> Reference:
-    """From what Python code passes: a matrix or DataFrame [rows, columns], or a dict of input name to array.
+    """From what Python code passes: a matrix [rows, columns], a DataFrame, or a dict of input name to array.
 
     Raises: ConfigError.
     """
-    if isinstance(data, dict):
-        arrays = {str(name): np.asarray(values) for name, values in data.items()}
+    answers = None if target is None else np.asarray(target)
+    if type(data).__name__ == "DataFrame" and hasattr(data, "columns"):
+        table, arrays = _of_frame(data)
     else:
-        matrix = np.asarray(data)
-        if matrix.ndim == 1:
-            matrix = matrix.reshape(-1, 1)
-        arrays = {ONLY: matrix}
+        table = None
+        if isinstance(data, dict):
+            arrays = {str(name): np.asarray(values) for name, values in data.items()}
+        else:
+            matrix = np.asarray(data)
+            if matrix.ndim == 1:
+                matrix = matrix.reshape(-1, 1)
+            arrays = {ONLY: matrix}
     rows = {name: len(values) if values.ndim else 0 for name, values in arrays.items()}
-    if not rows or 0 in rows.values() or len(set(rows.values())) != 1:
+    if answers is not None:
+        rows["the target"] = len(answers) if answers.ndim else 0
+    if not arrays or 0 in rows.values() or len(set(rows.values())) != 1:
+        shown = dict(list(rows.items())[:8])
         raise ConfigError(
-            f"reference data with {rows} rows: want the same number, at least 1, for every input"
+            f"reference data with {shown or 'no'} rows: want the same number, at least 1, for every input"
         )
-    return Reference(arrays, next(iter(rows.values())), None if target is None else np.asarray(target))
+    return Reference(arrays, next(iter(rows.values())), answers, table)
 
 
-def widened(matrix: Array, least_rows: int, seed: int = 0) -> Array:
-    """The rows (float32), their extremes, and seeded draws within and beyond each column's range.
+def sample(reference: Reference, most_rows: int) -> Tensors:
+    """`most_rows` of the rows, spread evenly, and those of each number column's extremes: twice as many at
+    most."""
+    if reference.rows <= most_rows:
+        return reference.inputs
+    chosen = set(np.linspace(0, reference.rows - 1, most_rows).astype(int).tolist())
+    for values in reference.inputs.values():
+        if values.ndim == 1 and values.dtype.kind in "iuf" and len(chosen) < 2 * most_rows:
+            gapless = np.nan_to_num(values.astype(np.float64))
+            chosen |= {int(gapless.argmin()), int(gapless.argmax())}
+    index = np.array(sorted(chosen))
+    return {name: values[index] for name, values in reference.inputs.items()}
 
-    Extremes are each column's least and greatest value, and values one range's width outside of both, the
-    other columns at a row's own values. At least `least_rows` rows come back.
-    """
-    given = np.asarray(matrix, np.float64)
-    odd = given[~np.isfinite(given).all(axis=1)]  # rows with gaps are tried too, but say nothing of ranges
-    given = given[np.isfinite(given).all(axis=1)]
-    width = matrix.shape[1]
-    if not len(given):
-        given = np.zeros((1, width))
-    low, high = given.min(axis=0), given.max(axis=0)
-    size = np.maximum(np.abs(low), np.abs(high))
-    # A range that float32 cannot tell from a point is one: its values beyond would be rounded back onto it.
-    visible = np.maximum(4 * np.spacing(size.astype(np.float32)), 1e-30)
-    span = np.where(high - low > visible, high - low, np.maximum(1.0, size))
-    random = np.random.default_rng(seed)
-    extremes = []
-    for column in range(width):
-        for value in (low[column], high[column], low[column] - span[column], high[column] + span[column]):
-            row = given[random.integers(len(given))].copy()
-            row[column] = value
-            extremes.append(row)
-    parts = [given, odd, low[None], high[None], (low - span)[None], (high + span)[None], np.array(extremes)]
-    lacking = max(0, least_rows - sum(len(part) for part in parts))
-    within = lacking // 2
-    parts.append(random.uniform(low, high, (within, width)))
-    parts.append(random.uniform(low - span, high + span, (lacking - within, width)))
-    return np.concatenate(parts).astype(np.float32)
+
+def _of_frame(frame: Any) -> tuple[Table, Tensors]:
+    names = [str(name) for name in frame.columns]
+    twice = (
+        sorted({name for name in names if names.count(name) > 1})[:5] if len(set(names)) < len(names) else []
+    )
+    if twice:
+        raise ConfigError(f"reference data: the columns {twice} are there more than once")
+    columns, categories, none, arrays = [], {}, [], {}
+    for position, name in enumerate(names):
+        series = frame.iloc[:, position]
+        values, known = _values(name, series)
+        if known is not None:
+            categories[name] = known
+        datatype = column_datatype(values)
+        if datatype is None:
+            raise ConfigError(
+                f"reference data: column {name!r} is {series.dtype}, which no input of a model can carry:"
+                " want numbers, booleans or texts; derive such columns, or leave it out"
+            )
+        if datatype == "BYTES":
+            if any(value is None for value in values.tolist()):
+                none.append(name)
+            values = texts(values)
+        elif values.dtype.kind == "O":
+            values = values.astype(DATATYPES[datatype])
+        columns.append((name, datatype))
+        arrays[name] = values
+    return Table(tuple(columns), categories, tuple(none)), arrays
+
+
+def _values(name: str, series: Any) -> tuple[Array, tuple[Any, ...] | None]:
+    """A column as NumPy has it, and its categories if pandas calls it categorical."""
+    if hasattr(series, "cat") and type(series.dtype).__name__ == "CategoricalDtype":
+        known = tuple(np.asarray(series.cat.categories).tolist())
+        if not all(isinstance(value, str | int | float | bool) for value in known):
+            raise ConfigError(f"reference data: the categories of column {name!r} are not texts or numbers")
+        if not all(isinstance(value, str) for value in known):
+            return np.asarray(
+                series.astype(np.asarray(series.cat.categories).dtype if not series.hasnans else float)
+            ), known
+        return np.asarray(series.astype(object)), known
+    if hasattr(series.array, "_mask") and series.dtype.kind in "biuf":  # pandas' own numbers that may be NA
+        return series.to_numpy(float, na_value=np.nan) if series.hasnans else series.to_numpy(
+            series.dtype.numpy_dtype
+        ), None
+    return np.asarray(series), None
 
 
 def _from_arrays(arrays: Tensors, target: str | None, name: str) -> Reference:

@@ -1,12 +1,12 @@
 """The use case `register`: a model file or object becomes an immutable version, checked and measured.
 
-Order matters: cache, check, registry, ledger. Whatever fails, no list shows half a version: an artifact that
+Order matters: check, cache, registry, ledger. Whatever fails, no list shows half a version: an artifact that
 nothing names is garbage in the cache, and a version that only the registry knows is whole: it is resolved
 like one that plain MLflow code registered.
 """
 
 import sys
-import warnings
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from interlock.core.errors import ConfigError
-from interlock.core.model import Array, Signature, Version, artifact_path, check_name
+from interlock.core.model import Signature, Version, artifact_path, check_name
 from interlock.operations import reference as data_of
-from interlock.operations.artifact import Given, recognise, save_estimator
+from interlock.operations.artifact import recognise
 from interlock.operations.context import Context, opened
 from interlock.operations.reference import Reference
 from interlock.registry import artifacts
 from interlock.runtime.check import CheckReport
-from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check
-from interlock.runtime.examples import ONLY
+from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_prepared_check
+from interlock.runtime.prepare import ConversionReport
+from interlock.runtime.table import OPTION
 
-_CHECKED_ROWS = 1024
-"""Reference rows that go to the checking process."""
-
-
-class ConversionReport(msgspec.Struct, frozen=True):
-    """Whether a scikit-learn model runs as ONNX, and why. `difference` is the largest |difference| seen over
-    `rows` rows (None: not compared); `kept_s`, `onnx_s` are median seconds a call by rows."""
-
-    converted: bool
-    reason: str
-    rows: int = 0
-    difference: float | None = None
-    kept_s: dict[int, float] = {}
-    onnx_s: dict[int, float] = {}
+_PREPARED_ROWS = 10_000
+"""Reference rows that go to the process that converts and checks: as many again for their extremes."""
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -84,25 +72,31 @@ def register(
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
     progress("reading the model")
     given = recognise(artifact, trust=trust)
-    options: dict[str, Any] = {}
-    conversion = None
-    if given.estimator is not None:
-        progress("comparing it with its conversion to ONNX")
-        with warnings.catch_warnings():
-            # An estimator fitted on a DataFrame says so at each of some hundred calls with an array.
-            warnings.filterwarnings("ignore", message="X does not have valid feature names")
-            given, options, conversion = _prepare_estimator(given, rows)
-        progress(conversion.reason)
-    made: dict[str, Any] = {}
-    digest = artifacts.add_made(ctx.home, lambda folder: made.update(_fill(given, folder)))
-    options.update(made)
-    progress("checking it in a process of its own")
-    draft = Version(name, "new", digest, given.runtime, given.entry, Signature((), ()), options=options)
-    report = run_check(
-        artifact_path(ctx.home, digest), draft, _sample(rows), time_s=time_s, memory_bytes=memory_bytes
+    with tempfile.TemporaryDirectory(prefix="interlock-register-") as text:
+        came, out = Path(text) / "came", Path(text) / "out"
+        came.mkdir()
+        out.mkdir()
+        options = given.fill(came) or {}
+        if rows is not None and rows.table is not None:
+            options = {**options, OPTION: msgspec.to_builtins(rows.table)}
+        draft = Version(name, "new", "", given.runtime, given.entry, Signature((), ()), options=options)
+        progress("converting it where that pays, and checking it, in a process of its own")
+        report, prepared = run_prepared_check(
+            came,
+            draft,
+            None if rows is None else data_of.sample(rows, _PREPARED_ROWS),
+            out,
+            time_s=time_s,
+            memory_bytes=memory_bytes,
+        )
+        if prepared.conversion is not None:
+            progress(prepared.conversion.reason)
+        digest = artifacts.add(ctx.home, out)
+    draft = msgspec.structs.replace(
+        draft, digest=digest, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
     )
     progress("logging it into the registry")
-    return _record(ctx, draft, report, conversion, tags or {})
+    return _record(ctx, draft, report, prepared.conversion, tags or {})
 
 
 def register_model(
@@ -142,84 +136,6 @@ def described(draft: Version, number: str, report: CheckReport) -> Version:
         placement=report.placement,
         profile=report.profile,
     )
-
-
-def _prepare_estimator(
-    given: Given, rows: Reference | None
-) -> tuple[Given, dict[str, Any], ConversionReport]:
-    """The estimator as ONNX if that is the same and faster, else as it is."""
-    if rows is None:
-        reason = "kept as scikit-learn: without reference data (--data) the conversion cannot be compared"
-        return given, {"input_datatype": "FP32"}, ConversionReport(False, reason)
-    matrix = _matrix(rows)
-    if not _same_in_float32(given.estimator, matrix):
-        reason = (
-            "kept as scikit-learn: it needs 64-bit floats (with 32-bit ones it refuses, or answers otherwise)"
-        )
-        return given, {"input_datatype": "FP64"}, ConversionReport(False, reason)
-    from interlock.runtime import convert
-
-    found = convert.convert(given.estimator, data_of.widened(matrix, convert.LEAST_ROWS))
-    prefix = "converted" if found.onnx is not None else "kept as scikit-learn"
-    report = ConversionReport(
-        found.onnx is not None,
-        f"{prefix}: {found.reason}",
-        found.rows,
-        found.difference,
-        found.kept_s,
-        found.onnx_s,
-    )
-    if found.onnx is None:
-        return given, {"input_datatype": "FP32"}, report
-    graph = found.onnx
-    return (
-        Given("onnx", "model.onnx", fill=lambda folder: (folder / "model.onnx").write_bytes(graph)),
-        {},
-        report,
-    )
-
-
-def _matrix(rows: Reference) -> Array:
-    if len(rows.inputs) != 1:
-        raise ConfigError(f"a scikit-learn model has one input, the reference data {sorted(rows.inputs)}")
-    matrix = next(iter(rows.inputs.values()))
-    try:
-        matrix = np.asarray(matrix, np.float64)
-    except (TypeError, ValueError):
-        raise ConfigError("the reference data hold columns that are not numbers; encode them first") from None
-    if matrix.ndim != 2:
-        raise ConfigError(f"the reference data have shape {list(matrix.shape)}, want [rows, columns]")
-    return matrix
-
-
-def _same_in_float32(estimator: Any, matrix: Array) -> bool:
-    """Whether a client that sends FP32 gets the same answers: equal labels, |difference| <= 1e-5."""
-    from interlock.runtime.convert import TOLERANCE
-
-    sample = matrix[:_CHECKED_ROWS]
-    try:
-        rounded = np.asarray(estimator.predict(sample.astype(np.float32)))
-    except (TypeError, ValueError):
-        return False  # compiled for float64 only
-    exact = np.asarray(estimator.predict(sample))
-    if exact.dtype.kind != "f":
-        return bool(np.array_equal(exact, rounded))
-    return bool(np.allclose(exact, rounded, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
-
-
-def _fill(given: Given, folder: Path) -> dict[str, Any]:
-    if given.fill is not None:
-        given.fill(folder)
-        return {}
-    return save_estimator(given.estimator, folder)
-
-
-def _sample(rows: Reference | None) -> dict[str, Array] | None:
-    if rows is None:
-        return None
-    if len(rows.inputs) == 1:
-        return {ONLY: next(iter(rows.inputs.values()))[:_CHECKED_ROWS]}
-    return {name: array[:_CHECKED_ROWS] for name, array in rows.inputs.items()}
 
 
 def _record(

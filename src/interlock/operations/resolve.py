@@ -10,7 +10,7 @@ from interlock.core.model import Signature, Version, artifact_path
 from interlock.operations.context import Context
 from interlock.operations.register import described, put
 from interlock.registry import artifacts, mlmodel
-from interlock.runtime import sklearn
+from interlock.runtime import pickles, sklearn
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check
 
 
@@ -72,7 +72,7 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
         if trust:
             options["trusted_types"] = sklearn.foreign_types(path)
     elif trust:
-        options["trusted_sha256"] = sklearn.sha256_of(path)
+        options[pickles.DIGEST_OPTION] = pickles.sha256_of(path)
     else:
-        sklearn.refuse_pickle(path)
+        pickles.refuse(path)
     return options

@@ -31,6 +31,7 @@ from interlock.runtime.catalog import DATA_ONLY, inspector_of, runtime_of
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
 from interlock.runtime.protocol import Loaded, streams_of
+from interlock.runtime.table import OPTION, table_of, with_columns
 
 MEASURED_ROWS = (1, 8, 32, 128)
 INLINE_LIMIT_S = 300e-6
@@ -89,7 +90,8 @@ def check(
         )
         version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, example))
         gc.collect()
-    version = msgspec.structs.replace(version, signature=with_true_batch_axis(version.signature))
+    signature = with_columns(with_true_batch_axis(version.signature), table_of(version.options))
+    version = msgspec.structs.replace(version, signature=signature)
     before, started = _resident_bytes(), time.perf_counter()
     loaded = runtime_of(version.runtime).load(folder, version)
     load_s = time.perf_counter() - started
@@ -181,7 +183,7 @@ class _Checks:
     def _data(self, reference: Tensors | None) -> Tensors:
         if reference is None:
             return examples.generate(self.signature, max(MEASURED_ROWS))
-        return examples.fit(self.signature, reference)
+        return examples.fit(self.signature, reference, OPTION in self.version.options)
 
     def _try(self, name: str, body: Callable[[], str]) -> bool:
         try:

@@ -20,23 +20,33 @@ from interlock.core import errors
 from interlock.core.errors import CheckFailed, InterlockError
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
+from interlock.runtime.check_limit import first_rows
 from interlock.runtime.examples import texts_as_bytes
+from interlock.runtime.prepare import Prepared, prepare
 
 DEFAULT_TIME_S = 120.0
 DEFAULT_MEMORY_BYTES = 4 * 1024**3
 
 
+CHECKED_ROWS = 1024
+"""Reference rows that the suite uses; preparing a model uses all that it is given."""
+
+
 class _Request(msgspec.Struct, frozen=True):
+    """`out`: the folder that the prepared model's files go to; None to check the model as it is."""
+
     folder: str
     version: Version
     reference: str | None
     memory_bytes: int
+    out: str | None = None
 
 
 class _Outcome(msgspec.Struct, frozen=True):
     """Either a report, or the name and words of an error."""
 
     report: CheckReport | None = None
+    prepared: Prepared | None = None
     error: str = ""
     message: str = ""
 
@@ -54,15 +64,55 @@ def run_check(
     Raises: CheckFailed if a check fails, or the process crashes, exceeds `time_s` or `memory_bytes`;
     LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
     """
+    return _run(folder, version, reference, None, time_s, memory_bytes)[0]
+
+
+def run_prepared_check(
+    folder: Path,
+    draft: Version,
+    reference: Tensors | None,
+    out: Path,
+    *,
+    time_s: float = DEFAULT_TIME_S,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> tuple[CheckReport, Prepared]:
+    """Prepare a model as it came (`prepare.py`) in a process of its own, into the empty folder `out`, and run
+    the contract suite on what that made.
+
+    Raises: as `run_check` does.
+    """
+    report, prepared = _run(folder, draft, reference, out, time_s, memory_bytes)
+    assert prepared is not None  # as the child was asked to
+    return report, prepared
+
+
+def _run(
+    folder: Path,
+    version: Version,
+    reference: Tensors | None,
+    out: Path | None,
+    time_s: float,
+    memory_bytes: int,
+) -> tuple[CheckReport, Prepared | None]:
     with tempfile.TemporaryDirectory(prefix="interlock-check-") as name:
         desk = Path(name)
         path = None
         if reference is not None:
             path = desk / "reference.npz"
             reference = texts_as_bytes(reference)
-            storable: dict[str, Any] = {key: _storable(array) for key, array in reference.items()}
+            # Names of columns may be what no file in an archive can be called.
+            storable: dict[str, Any] = {
+                f"{i}": _storable(array) for i, array in enumerate(reference.values())
+            }
+            storable["names"] = np.array([name + "." for name in reference], dtype=str)
             np.savez(path, **storable)
-        request = _Request(str(folder), version, None if path is None else str(path), memory_bytes)
+        request = _Request(
+            str(folder),
+            version,
+            None if path is None else str(path),
+            memory_bytes,
+            None if out is None else str(out),
+        )
         (desk / "request.json").write_bytes(msgspec.json.encode(request))
         _run_child(desk, version, time_s, memory_bytes)
         outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
@@ -73,7 +123,7 @@ def run_check(
     if failures:
         said = "; ".join(f"{failure.name}: {failure.detail}" for failure in failures)
         raise CheckFailed(f"{version.model!r} breaks the contract of a runtime: {said}")
-    return outcome.report
+    return outcome.report, outcome.prepared
 
 
 def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -> None:
@@ -183,10 +233,19 @@ def _child(desk: Path) -> None:
     reference: Tensors | None = None
     if request.reference is not None:
         with np.load(request.reference, allow_pickle=False) as stored:
-            reference = {name: _restored(stored[name]) for name in stored.files}
+            names = [name[:-1] for name in stored["names"].tolist()]
+            reference = {name: _restored(stored[f"{index}"]) for index, name in enumerate(names)}
+    folder, version, prepared = Path(request.folder), request.version, None
     try:
-        report = check(Path(request.folder), request.version, reference, (desk / "note").write_text)
-        outcome = _Outcome(report=report)
+        if request.out is not None:
+            prepared = prepare(folder, version, reference, Path(request.out))
+            folder = Path(request.out)
+            version = msgspec.structs.replace(
+                version, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
+            )
+        rows = None if reference is None else first_rows(reference, CHECKED_ROWS)
+        report = check(folder, version, rows, (desk / "note").write_text)
+        outcome = _Outcome(report=report, prepared=prepared)
     except MemoryError:
         limit = request.memory_bytes // 1024**2
         words = f"{request.version.model!r}: it asked for more than {limit} MiB of memory"

@@ -1,158 +1,196 @@
-"""Decides whether a scikit-learn model runs as ONNX: only if it answers the same, and faster."""
+"""Decides whether a model runs as ONNX: only if it answers the same, and faster."""
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from interlock.core.errors import MissingExtra
-from interlock.core.model import Array, Tensors
-from interlock.runtime.ort import onnxruntime
-from interlock.runtime.sklearn import INPUT, LABEL, PREDICTION, PROBABILITIES, answer
+from interlock.core.errors import CheckFailed, InterlockError
+from interlock.core.model import Signature, Tensors, Version
+from interlock.core.table import conform
+from interlock.runtime import onnx
+from interlock.runtime.examples import fit, rows_of, take
+from interlock.runtime.prepare import ConversionReport
+from interlock.runtime.protocol import Loaded
+from interlock.runtime.widen import ROWS
 
 TOLERANCE = 1e-5
-"""The largest |difference| between scikit-learn's answers and ONNX's that still counts as the same model."""
-LEAST_ROWS = 1000
+"""The largest |difference| between the kept model's answers and ONNX's that still counts as the same."""
+LEAST_ROWS = 4000
+RACED_ROWS = (1, 32)
+RACE_S = 1.0
+"""For one number of rows, unless eight runs of each take longer."""
+ENTRY = "model.onnx"
+LABEL = "label"
 
 
-class Conversion(msgspec.Struct, frozen=True):
-    """What came of it. `onnx` is the converted model, or None when it is not to be used; `reason` says why.
+def convert(
+    made: Iterator[bytes],
+    kept: Loaded,
+    groups: Mapping[str, Tensors],
+    columns: tuple[str, ...],
+    out: Path,
+    framework: str,
+    tolerance: float = TOLERANCE,
+) -> ConversionReport:
+    """Write the first of the conversions `made` that may stand for the kept model to `out / ENTRY`.
 
-    `difference` is the largest |difference| seen, None if it never ran; `kept_s` and `onnx_s` are median
-    seconds a call by rows, measured in turns.
+    `groups` are the kept model's inputs (`widen.py`); all but the first may be left out, which is said, where
+    the kept model itself refuses them. The report is that of the last one tried.
     """
+    kept_answers, refused = _answers(kept, groups)
+    report = ConversionReport(False, f"kept as {framework}: it cannot be converted to ONNX")
+    path = out / ENTRY
+    while True:
+        try:
+            graph = next(made, None)
+        except Exception as error:  # a converter has no root of its own, and lets much else through
+            words = f"it cannot be converted to ONNX: {type(error).__name__}: {_first_line(error)}"
+            report = ConversionReport(False, f"kept as {framework}: {words}")
+            break
+        if graph is None:
+            break
+        path.write_bytes(graph)
+        found = _judge(path, kept, groups, kept_answers, columns, framework, tolerance)
+        said = f"; rows with {' and with '.join(refused)} it refuses itself" if refused else ""
+        prefix = "converted" if found.converted else f"kept as {framework}"
+        report = msgspec.structs.replace(found, reason=f"{prefix}: {found.reason}{said}")
+        if report.converted:
+            return report
+    path.unlink(missing_ok=True)
+    return report
 
-    onnx: bytes | None
-    reason: str
-    rows: int = 0
-    difference: float | None = None
-    kept_s: dict[int, float] = {}
-    onnx_s: dict[int, float] = {}
 
+def _answers(kept: Loaded, groups: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], list[str]]:
+    """What the kept model answers, and the names of the groups that it refuses.
 
-def convert(estimator: Any, rows: Array) -> Conversion:
-    """Convert an estimator and compare the two on `rows` ([>= 1000, columns], float32).
-
-    Raises: MissingExtra.
+    Raises: CheckFailed if it refuses the first, which are rows like those that it was registered with.
     """
+    answers: dict[str, Tensors] = {}
+    refused = []
+    for name, rows in groups.items():
+        try:
+            answers[name] = kept.predict(rows)
+        except Exception as error:
+            if name == ROWS:
+                raise CheckFailed(
+                    f"the model raised on the reference data: {type(error).__name__}: {str(error)[:500]}"
+                ) from error
+            refused.append(name)
+    return answers, refused
+
+
+def _judge(
+    path: Path,
+    kept: Loaded,
+    groups: Mapping[str, Tensors],
+    kept_answers: Mapping[str, Tensors],
+    columns: tuple[str, ...],
+    framework: str,
+    tolerance: float,
+) -> ConversionReport:
+    draft = Version("converted", "new", "sha256:" + "0" * 64, "onnx", path.name, Signature((), ()))
     try:
-        made = _to_onnx(estimator, rows.shape[1])
-        session = _session(made)
-    except ImportError as error:
-        raise MissingExtra(error.name or "skl2onnx", "sklearn") from None
-    except Exception as error:  # skl2onnx has no root of its own, and lets much else through
-        return Conversion(
-            None, f"it cannot be converted to ONNX: {type(error).__name__}: {_first_line(error)}"
-        )
-    names = [node.name for node in session.get_outputs()]
+        signature = onnx.runtime.inspect(path.parent, draft, None)
+        signature = msgspec.structs.replace(signature, columns=columns)
+        session = onnx.runtime.load(path.parent, msgspec.structs.replace(draft, signature=signature))
+    except InterlockError as error:
+        return ConversionReport(False, f"the converted model does not load: {_first_line(error)}")
     try:
-        converted = dict(zip(names, session.run(names, {INPUT: rows}), strict=True))
-    except Exception as error:
-        return Conversion(
-            None, f"the converted model does not run: {type(error).__name__}: {_first_line(error)}"
-        )
-    kept = {name: answer(estimator, name, rows) for name in names}
-    gap, reason = _compare(kept, converted)
-    if reason:
-        return Conversion(None, reason, len(rows), gap)
-    kept_s, onnx_s = _race(
-        lambda batch: [answer(estimator, name, batch) for name in names],
-        lambda batch: session.run(names, {INPUT: batch}),
-        rows,
-    )
+        return _compare(session, signature, kept, groups, kept_answers, framework, tolerance)
+    finally:
+        session.close()
+
+
+def _compare(
+    session: Loaded,
+    signature: Signature,
+    kept: Loaded,
+    groups: Mapping[str, Tensors],
+    kept_answers: Mapping[str, Tensors],
+    framework: str,
+    tolerance: float,
+) -> ConversionReport:
+    largest, rows = 0.0, 0
+    for name, answer in kept_answers.items():
+        try:
+            converted = session.predict(_inputs(signature, groups[name]))
+        except Exception as error:
+            where = "" if name == ROWS else f" on rows with {name}"
+            words = f"the converted model does not run{where}: {type(error).__name__}: {_first_line(error)}"
+            return ConversionReport(False, words, rows)
+        gap, reason = _difference(answer, converted, framework, tolerance)
+        largest, rows = max(largest, gap), rows + rows_of(groups[name])
+        if reason:
+            return ConversionReport(False, reason, rows, largest)
+    kept_s, onnx_s = race(kept, session, groups[ROWS], lambda batch: _inputs(signature, batch))
     slower = [count for count in kept_s if onnx_s[count] >= kept_s[count]]
     if slower:
-        return Conversion(None, f"ONNX is not faster at {slower[0]} rows", len(rows), gap, kept_s, onnx_s)
-    reason = f"ONNX gives the same answers on {len(rows)} rows (largest difference {gap:.2g}), and is faster"
-    return Conversion(made, reason, len(rows), gap, kept_s, onnx_s)
+        return ConversionReport(
+            False, f"ONNX is not faster at {slower[0]} rows", rows, largest, kept_s, onnx_s
+        )
+    reason = f"ONNX gives the same answers on {rows} rows (largest difference {largest:.2g}), and is faster"
+    return ConversionReport(True, reason, rows, largest, kept_s, onnx_s)
 
 
-def _to_onnx(estimator: Any, width: int) -> bytes:
-    from skl2onnx import to_onnx
-    from skl2onnx.common.data_types import FloatTensorType
-
-    classifier = hasattr(estimator, "classes_")
-    model = to_onnx(
-        estimator,
-        initial_types=[(INPUT, FloatTensorType([None, width]))],
-        options={"zipmap": False} if classifier and hasattr(estimator, "predict_proba") else None,
-        target_opset={"": 18, "ai.onnx.ml": 3},
-    )
-    wanted = [LABEL, PROBABILITIES] if hasattr(estimator, "predict_proba") else [LABEL]
-    if not classifier:
-        wanted = [PREDICTION]
-    graph = model.graph
-    for node, name in zip(list(graph.output), wanted, strict=False):
-        _rename(graph, node.name, name)
-        node.name = name
-    del graph.output[len(wanted) :]  # scores and the like, which the kept model does not answer either
-    return bytes(model.SerializeToString())
-
-
-def _rename(graph: Any, old: str, new: str) -> None:
-    """The value `old` becomes `new`; a value that is already called `new` gives way."""
-    if old == new:
-        return
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name in (old, new):
-                    names[index] = new if name == old else f"{new}_inner"
-    for value in graph.value_info:
-        if value.name in (old, new):
-            value.name = new if value.name == old else f"{new}_inner"
+def race(
+    kept: Loaded,
+    other: Loaded,
+    rows: Tensors,
+    as_other: Callable[[Tensors], Tensors],
+    sizes: tuple[int, ...] = RACED_ROWS,
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Median seconds a call of each by rows; `as_other` makes the other's inputs of the kept one's."""
+    medians: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for count in sizes:
+        batch = take(rows, 0, count)
+        pairs: tuple[tuple[Loaded, Tensors, list[float]], ...] = (
+            (kept, batch, []),
+            (other, as_other(batch), []),
+        )
+        # In turns, so that a busy machine slows both alike.
+        until = time.perf_counter() + RACE_S
+        run = 0
+        while run < 8 or (run < 32 and time.perf_counter() < until):
+            for model, inputs, times in pairs:
+                started = time.perf_counter()
+                model.predict(inputs)
+                times.append(time.perf_counter() - started)
+            run += 1
+        for found, (_, _, times) in zip(medians, pairs, strict=True):
+            found[count] = statistics.median(times[2:])
+    return medians
 
 
-def _session(model: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _inputs(signature: Signature, rows: Tensors) -> Tensors:
+    return conform(signature, rows) if signature.columns else fit(signature, rows)
 
 
-def _compare(kept: Tensors, converted: Tensors) -> tuple[float, str]:
+def _difference(kept: Tensors, converted: Tensors, framework: str, tolerance: float) -> tuple[float, str]:
     """The largest |difference| of numbers, and why the two are not the same model ("" if they are)."""
     largest = 0.0
     for name, ours in kept.items():
+        if name not in converted:
+            return largest, f"ONNX has no output {name!r}"
         theirs = converted[name]
         if ours.shape != theirs.shape:
-            return largest, f"ONNX answers {name} {list(theirs.shape)}, scikit-learn {list(ours.shape)}"
-        if name == LABEL:
+            return largest, f"ONNX answers {name} {list(theirs.shape)}, {framework} {list(ours.shape)}"
+        if ours.dtype.kind != "f":
             wrong = int(np.sum(ours != theirs))
             if wrong:
-                return largest, f"ONNX gives another label for {wrong} of {len(ours)} rows"
+                what = "another label" if name == LABEL else f"another {name}"
+                return largest, f"ONNX gives {what} for {wrong} of {len(ours)} rows"
             continue
         gaps = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
         gaps = np.where(np.isnan(ours.astype(np.float64)) & np.isnan(theirs.astype(np.float64)), 0.0, gaps)
         largest = max(largest, float(np.where(np.isnan(gaps), np.inf, gaps).max(initial=0.0)))
-        if largest > TOLERANCE:
-            return largest, f"ONNX differs in {name} by up to {largest:.2g}, the limit is {TOLERANCE:g}"
+        if largest > tolerance:
+            return largest, f"ONNX differs in {name} by up to {largest:.2g}, the limit is {tolerance:g}"
     return largest, ""
 
 
-def _race(
-    kept: Callable[[Array], object], converted: Callable[[Array], object], rows: Array
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Median seconds a call at 1 and at 32 rows, one run of each in turns."""
-    # In turns, so that a busy machine slows both alike.
-    medians: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    for count in (1, 32):
-        batch = np.ascontiguousarray(rows[:count])
-        taken: tuple[list[float], list[float]] = ([], [])
-        for run in range(32):
-            for call, times in ((kept, taken[0]), (converted, taken[1])):
-                started = time.perf_counter()
-                call(batch)
-                if run >= 2:
-                    times.append(time.perf_counter() - started)
-        for found, times in zip(medians, taken, strict=True):
-            found[count] = statistics.median(times)
-    return medians
-
-
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:120]
+    return (str(error).strip().splitlines() or [""])[0][:200]

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from interlock.core.errors import CheckFailed
+from interlock.core.errors import CheckFailed, InvalidRequest
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
+from interlock.core.table import conform, texts
 
 ONLY = "*"
 """The name of reference rows that go to the one input, whatever it is called."""
@@ -18,12 +19,20 @@ def generate(signature: Signature, rows: int, seed: int = 0) -> Tensors:
     return {spec.name: _fill(spec, _shape(spec, signature, rows), random) for spec in signature.inputs}
 
 
-def fit(signature: Signature, data: Tensors) -> Tensors:
-    """The inputs of the signature in its dtypes; what it does not name is left out.
+def fit(signature: Signature, data: Tensors, is_table: bool = False) -> Tensors:
+    """The inputs of the signature in its dtypes; what it does not name is left out. `is_table`: the data are
+    columns [rows], which, if all are numbers, fit one input [-1, columns], too.
 
     Raises: CheckFailed if the data do not fit.
     """
     names = [spec.name for spec in signature.inputs]
+    if signature.columns and set(signature.columns) <= set(data):
+        try:
+            return conform(signature, {name: data[name] for name in signature.columns})
+        except InvalidRequest as error:
+            raise CheckFailed(f"the reference data do not fit the model: {error.message}") from error
+    if is_table and len(names) == 1 and names[0] not in data and (joined := stacked(data)) is not None:
+        data = {ONLY: joined}
     if set(data) == {ONLY} and len(names) == 1:
         data = {names[0]: data[ONLY]}
     missing = [name for name in names if name not in data]
@@ -38,9 +47,20 @@ def fit(signature: Signature, data: Tensors) -> Tensors:
         raise CheckFailed(f"the reference data do not fit the model's inputs: {error}") from error
 
 
+def stacked(data: Tensors) -> Array | None:
+    """Columns [rows] as one matrix of floats [rows, columns]; None if they are not all numbers.
+
+    >>> stacked({"a": np.array([1, 2]), "b": np.array([0.5, 1.5])}).tolist()
+    [[1.0, 0.5], [2.0, 1.5]]
+    """
+    if ONLY in data or any(values.ndim != 1 or values.dtype.kind not in "biuf" for values in data.values()):
+        return None
+    return np.column_stack([values.astype(np.float64) for values in data.values()])
+
+
 def texts_as_bytes(data: Tensors) -> Tensors:
     """The data with every string as `bytes`, UTF-8, as requests bring them whatever way they come."""
-    return {name: _bytes(array) if array.dtype.kind in "SUO" else array for name, array in data.items()}
+    return {name: texts(array) if array.dtype.kind in "SUO" else array for name, array in data.items()}
 
 
 def take(data: Tensors, start: int, count: int) -> Tensors:
@@ -82,20 +102,15 @@ def _difference(left: Array, right: Array) -> float:
 
 def _cast(array: Array, spec: TensorSpec) -> Array:
     array = np.asarray(array)
-    array = _bytes(array) if spec.datatype == "BYTES" else array.astype(DATATYPES[spec.datatype])
+    array = texts(array) if spec.datatype == "BYTES" else array.astype(DATATYPES[spec.datatype])
+    if array.ndim == 1 and len(spec.shape) == 2 and spec.shape[1] == 1:
+        array = array[:, None]
     fits = len(array.shape) == len(spec.shape) and all(
         want in (-1, got) for got, want in zip(array.shape[1:], spec.shape[1:], strict=True)
     )
     if not fits:
         raise ValueError(f"input {spec.name!r}: got {list(array.shape)}, the model wants {list(spec.shape)}")
     return array
-
-
-def _bytes(array: Array) -> Array:
-    items = [item if isinstance(item, bytes) else str(item).encode() for item in array.ravel().tolist()]
-    result = np.empty(len(items), object)
-    result[:] = items
-    return result.reshape(array.shape)
 
 
 def _shape(spec: TensorSpec, signature: Signature, rows: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from interlock.core.errors import DatatypeMismatch, LoadFailed
 from interlock.core.model import Array, Signature, Tensors, TensorSpec, Version
+from interlock.core.table import MISSING
 from interlock.runtime.ort import onnxruntime
 
 _DATATYPES = {
@@ -27,6 +28,8 @@ _DATATYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
+NO_TEXT = "\uffff"
+"""What a graph gets for a missing text: the letter that no text may hold, so that it is one of no row."""
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 _TRIM_BYTES = 16 * 1024 * 1024
 
@@ -42,6 +45,7 @@ class OnnxModel:
         self._names = [spec.name for spec in signature.outputs]
         self._artifact_bytes = artifact_bytes
         self._texts = tuple(spec.name for spec in signature.inputs if spec.datatype == "BYTES")
+        self._missing = MISSING if signature.columns else None
         self._bf16 = frozenset(
             spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16"
         )
@@ -79,7 +83,10 @@ class OnnxModel:
 
     def _decoded(self, inputs: Tensors) -> Tensors:
         """ONNX strings are text: given bytes, ONNX Runtime would take their printed form."""
-        return {name: _text(name, array) if name in self._texts else array for name, array in inputs.items()}
+        return {
+            name: _text(name, array, self._missing) if name in self._texts else array
+            for name, array in inputs.items()
+        }
 
 
 class Onnx:
@@ -143,10 +150,13 @@ def _spec(node: Any, role: str) -> TensorSpec:
     return TensorSpec(node.name, datatype, tuple(d if isinstance(d, int) else -1 for d in node.shape or ()))
 
 
-def _text(name: str, array: Array) -> Array:
+def _text(name: str, array: Array, missing: bytes | None) -> Array:
     flat = array.ravel()
     try:
-        texts = [item.decode() if isinstance(item, bytes) else item for item in flat.tolist()]
+        texts = [
+            (NO_TEXT if item == missing else item.decode()) if isinstance(item, bytes) else item
+            for item in flat.tolist()
+        ]
     except UnicodeDecodeError as error:
         raise DatatypeMismatch(
             f"input {name!r}: an element is not UTF-8 ({error.reason} at byte {error.start}); "

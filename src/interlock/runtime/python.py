@@ -24,7 +24,8 @@ from interlock.core.model import (
     Version,
     datatype_of,
 )
-from interlock.runtime.examples import ONLY
+from interlock.runtime.examples import ONLY, stacked
+from interlock.runtime.table import OPTION
 
 _CAPABILITIES = frozenset(Capabilities.__struct_fields__)
 
@@ -162,8 +163,8 @@ class Python:
                 f"{version.entry}: the class has no `signature` and there is no reference data to call it "
                 "with: add one of the two"
             )
-        if ONLY in example:
-            example = {"input": example[ONLY]}
+        if ONLY in example or OPTION in version.options:
+            example = as_inputs(example)
         try:
             if _streams(type(instance)):
                 return _seen_stream(instance, example)
@@ -189,6 +190,15 @@ class Python:
         kind = _class(folder, version.entry)
         found = {name: getattr(kind, name) for name in sorted(_CAPABILITIES) if hasattr(kind, name)}
         return {**found, "streaming": True} if _streams(kind) else found
+
+
+def as_inputs(example: Tensors) -> Tensors:
+    """Reference rows as a class gets them that says nothing of its inputs: a table of numbers is one input,
+    `input`; any other table is one [rows, 1] a column."""
+    joined = example[ONLY] if ONLY in example else stacked(example)
+    if joined is not None:
+        return {"input": joined}
+    return {name: array[:, None] if array.ndim == 1 else array for name, array in example.items()}
 
 
 def as_array(value: Any) -> Array:

@@ -1,7 +1,7 @@
 """Owns scikit-learn models kept as they are: skops files of trusted types, pickles of a trusted digest."""
 
-import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ import numpy as np
 
 from interlock.core.errors import LoadFailed, MissingExtra, ShapeMismatch, UntrustedArtifact
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec, Version, datatype_of
+from interlock.runtime import pickles
+from interlock.runtime import table as tables
+from interlock.runtime.table import Table, table_of
 
 INPUT = "input"
 LABEL = "label"
@@ -22,21 +25,24 @@ nothing that the file brings."""
 
 
 class SklearnModel:
-    """One float input: classifiers give `label` and `probabilities`, others `prediction`."""
+    """Classifiers give `label` and `probabilities`, others `prediction`.
 
-    def __init__(self, estimator: Any, signature: Signature) -> None:
+    `table`: the estimator gets a DataFrame of these columns; without one, the array of its one input.
+    """
+
+    def __init__(self, estimator: Any, signature: Signature, table: Table | None = None) -> None:
         self.estimator = estimator
-        self._width = signature.inputs[0].shape[1]
-        self._float = np.dtype(np.float32) if signature.inputs[0].datatype == "FP32" else np.dtype(np.float64)
+        self._shapes = tuple((spec.name, spec.shape[1]) for spec in signature.inputs)
+        self._rows = _reader(signature, table)
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in signature.outputs}
 
     def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
         """Raises: ShapeMismatch; whatever the estimator raises."""
-        rows = inputs[INPUT]
-        if rows.ndim != 2 or rows.shape[1] != self._width:
-            raise ShapeMismatch(
-                f"input {INPUT!r}: got {list(rows.shape)}, the signature wants [-1, {self._width}]"
-            )
+        for name, width in self._shapes:
+            shape = inputs[name].shape
+            if len(shape) != 2 or shape[1] != width:
+                raise ShapeMismatch(f"input {name!r}: got {list(shape)}, the signature wants [-1, {width}]")
+        rows = self._rows(inputs)
         return {
             name: answer(self.estimator, name, rows).astype(dtype, copy=False)
             for name, dtype in self._dtypes.items()
@@ -51,7 +57,8 @@ class SklearnModel:
 class Sklearn:
     """The runtime `sklearn`: `entry` is a .skops file, or a pickle with SHA-256 `options["trusted_sha256"]`.
 
-    `options["trusted_types"]`: types outside of the known families that the file may build.
+    `options["trusted_types"]`: types outside of the known families that the file may build; `["table"]`: the
+    columns of its data (`table.py`); `["named"]`: it wants them as a DataFrame although all are numbers.
     """
 
     name = "sklearn"
@@ -59,8 +66,12 @@ class Sklearn:
     def load(self, folder: Path, version: Version) -> SklearnModel:
         """Raises: LoadFailed, MissingExtra, UntrustedArtifact."""
         estimator = load_file(folder / version.entry, version.options)
-        signature = version.signature if version.signature.inputs else signature_of(estimator, None, "FP32")
-        return SklearnModel(estimator, signature)
+        table = table_of(version.options)
+        signature = version.signature
+        if not signature.inputs:
+            signature = signature_of(estimator, None, "FP32", table, bool(version.options.get("named")))
+        wants_frame = table is not None and (version.options.get("named") or len(signature.inputs) > 1)
+        return SklearnModel(estimator, signature, table if wants_frame else None)
 
     def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
         """From the estimator and one call with two rows.
@@ -68,9 +79,9 @@ class Sklearn:
         Raises: LoadFailed, MissingExtra, UntrustedArtifact.
         """
         estimator = load_file(folder / version.entry, version.options)
-        rows = None if not example else next(iter(example.values()))
         datatype = version.options.get("input_datatype", "FP32")
-        return signature_of(estimator, rows, datatype)
+        table = table_of(version.options)
+        return signature_of(estimator, example, datatype, table, bool(version.options.get("named")))
 
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """Nothing: all is found by measurement."""
@@ -87,41 +98,98 @@ def answer(estimator: Any, name: str, rows: Array) -> Array:
     return values.reshape(len(values), -1)
 
 
-def signature_of(estimator: Any, rows: Array | None, datatype: str) -> Signature:
-    """What an estimator takes and gives; `rows` ([rows, columns], at least one) are tried, else zeros are.
+def signature_of(
+    estimator: Any, example: Tensors | None, datatype: str, table: Table | None = None, named: bool = False
+) -> Signature:
+    """What an estimator takes and gives; rows of `example` are tried, else zeros are.
 
-    Raises: LoadFailed if it cannot predict from one float array.
+    A `table` of numbers is one input of `datatype`, any other one input a column; `named`: the estimator
+    wants a DataFrame.
+    Raises: LoadFailed if it cannot predict from them.
     """
-    width = getattr(estimator, "n_features_in_", None)
-    if width is None:
-        if rows is None or rows.ndim != 2:
-            raise LoadFailed(
-                f"{type(estimator).__name__} does not say how many columns it takes (n_features_in_): "
-                "is it fitted? Otherwise give reference data"
-            )
-        width = rows.shape[1]
-    sample = np.zeros((2, width)) if rows is None else rows[:2]
-    sample = np.asarray(sample, DATATYPES[datatype])
+    if table is not None and not table.is_numeric:
+        inputs = tables.specs(table)
+        columns = _sample_columns(table, example)
+        rows = tables.frame(table, columns)
+        tried: Tensors = {name: values.reshape(-1, 1) for name, values in columns.items()}
+        return Signature(inputs, _outputs(estimator, rows, "FP64", _shown(tried)), 0, table.names)
+    matrix = _sample_matrix(estimator, example, table)
+    sample = matrix.astype(DATATYPES[datatype])
     if datatype == "FP32":
         try:
-            estimator.predict(sample)
+            estimator.predict(_as_wanted(sample, table, named))
         except (TypeError, ValueError):
-            return signature_of(estimator, rows, "FP64")  # compiled for float64 only, as KMeans is
+            # compiled for float64 only, as KMeans is
+            return signature_of(estimator, example, "FP64", table, named)
+    spec = TensorSpec(INPUT, datatype, (-1, sample.shape[1]))
+    outputs = _outputs(estimator, _as_wanted(sample, table, named), datatype, f"floats {list(sample.shape)}")
+    return Signature((spec,), outputs, 0, () if table is None else table.names)
+
+
+def _reader(signature: Signature, table: Table | None) -> Callable[[Tensors], Any]:
+    if table is None:
+        return lambda inputs: inputs[INPUT]
+    if len(signature.inputs) == 1 and signature.inputs[0].name not in table.names:
+        return lambda inputs: tables.frame_of_matrix(table, inputs[INPUT])
+    return lambda inputs: tables.frame(table, inputs)
+
+
+def _as_wanted(matrix: Array, table: Table | None, named: bool) -> Any:
+    return tables.frame_of_matrix(table, matrix) if named and table is not None else matrix
+
+
+def _sample_matrix(estimator: Any, example: Tensors | None, table: Table | None) -> Array:
+    """Two rows, or fewer [rows, columns]."""
+    if example:
+        given = next(iter(example.values()))
+        if table is not None and set(table.names) <= set(example):
+            return np.column_stack([example[name].reshape(-1)[:2].astype(np.float64) for name in table.names])
+        if given.ndim == 2:
+            return np.asarray(given[:2], np.float64)
+    width = len(table.names) if table is not None else getattr(estimator, "n_features_in_", None)
+    if width is None:
+        raise LoadFailed(
+            f"{type(estimator).__name__} does not say how many columns it takes (n_features_in_): "
+            "is it fitted? Otherwise give reference data"
+        )
+    return np.zeros((2, width))
+
+
+def _sample_columns(table: Table, example: Tensors | None) -> Tensors:
+    if example and set(table.names) <= set(example):
+        return {name: example[name].reshape(-1)[:2] for name in table.names}
+    made: Tensors = {}
+    for name, datatype in table.columns:
+        known = table.categories.get(name)
+        fill = b"" if datatype == "BYTES" else 0
+        if known:
+            fill = known[0].encode() if isinstance(known[0], str) else known[0]  # type: ignore[assignment]
+        made[name] = np.array([fill, fill], DATATYPES[datatype])
+    return made
+
+
+def _outputs(estimator: Any, rows: Any, datatype: str, shown: str) -> tuple[TensorSpec, ...]:
     wanted = [PREDICTION] if not hasattr(estimator, "classes_") else [LABEL]
     if wanted == [LABEL] and hasattr(estimator, "predict_proba"):
         wanted.append(PROBABILITIES)
     outputs = []
     for name in wanted:
         try:
-            value = answer(estimator, name, sample)
+            value = answer(estimator, name, rows)
         except Exception as error:
             raise LoadFailed(
-                f"{type(estimator).__name__} cannot predict from floats [{len(sample)}, {width}]: "
+                f"{type(estimator).__name__} cannot predict from {shown}: "
                 f"{type(error).__name__}: {str(error)[:300]}"
             ) from error
         kind = datatype if value.dtype.kind == "f" else datatype_of(value)
         outputs.append(TensorSpec(name, kind, (-1, *value.shape[1:])))
-    return Signature((TensorSpec(INPUT, datatype, (-1, width)),), tuple(outputs), 0)
+    return tuple(outputs)
+
+
+def _shown(columns: Tensors) -> str:
+    named = [f"{name} {datatype_of(values)}" for name, values in list(columns.items())[:8]]
+    more = "" if len(columns) <= 8 else f" and {len(columns) - 8} more"
+    return f"the columns {', '.join(named)}{more}"
 
 
 def load_file(path: Path, options: dict[str, Any]) -> Any:
@@ -135,7 +203,7 @@ def load_file(path: Path, options: dict[str, Any]) -> Any:
     warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
     if path.suffix == ".skops":
         return _load_skops(path, options)
-    return _load_pickle(path, options)
+    return pickles.load(path, options)
 
 
 def foreign_types(path: Path) -> list[str]:
@@ -146,12 +214,6 @@ def foreign_types(path: Path) -> list[str]:
     except Exception as error:
         raise LoadFailed(f"{path.name} is not a skops file: {type(error).__name__}: {error}") from error
     return sorted(name for name in found if not name.startswith(FAMILIES))
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of one file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_skops(path: Path, options: dict[str, Any]) -> Any:
@@ -170,33 +232,6 @@ def _load_skops(path: Path, options: dict[str, Any]) -> Any:
     except Exception as error:
         raise LoadFailed(
             f"skops cannot load {path.name}: {type(error).__name__}: {str(error)[:500]}"
-        ) from error
-
-
-def refuse_pickle(path: Path) -> None:
-    """Raises: UntrustedArtifact, always, with the remedy."""
-    raise UntrustedArtifact(
-        f"{path.name} is a pickle: loading it runs code that it brings, and nobody vouched for "
-        f"SHA-256 {sha256_of(path)}. Save the model with skops, or register it with --trust if you know "
-        "where it comes from"
-    )
-
-
-def _load_pickle(path: Path, options: dict[str, Any]) -> Any:
-    if options.get("trusted_sha256") != sha256_of(path):
-        refuse_pickle(path)
-    try:
-        if path.suffix == ".joblib":
-            import joblib
-
-            return joblib.load(path)
-        import pickle
-
-        with path.open("rb") as file:
-            return pickle.load(file)
-    except Exception as error:
-        raise LoadFailed(
-            f"{path.name} cannot be unpickled: {type(error).__name__}: {str(error)[:500]}"
         ) from error
 
 

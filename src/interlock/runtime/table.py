@@ -1,4 +1,4 @@
-"""Decides how a model that was trained on a DataFrame gets one again: its columns, datatypes and categories."""
+"""Decides how a model that was trained on a DataFrame gets one again: columns, datatypes and categories."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from interlock.core.errors import LoadFailed
-from interlock.core.model import DATATYPES, Array, Tensors, TensorSpec
+from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
 from interlock.core.table import MISSING
 
 OPTION = "table"
@@ -52,6 +52,20 @@ def table_of(options: Mapping[str, Any]) -> Table | None:
         raise LoadFailed(f"the version's option 'table' is no table: {error}") from None
 
 
+def with_columns(signature: Signature, table: Table | None) -> Signature:
+    """The signature with the names of its columns, where it is a table's and does not say so: one input of
+    the width of `table`, whose columns are all numbers, or inputs that are one column [-1, 1] each."""
+    if signature.columns or signature.batch_axis != 0:
+        return signature
+    shapes = [spec.shape for spec in signature.inputs]
+    if len(shapes) > 1 and all(shape == (-1, 1) for shape in shapes):
+        return msgspec.structs.replace(signature, columns=tuple(spec.name for spec in signature.inputs))
+    if table is not None and table.is_numeric and shapes == [(-1, len(table.columns))]:
+        if signature.inputs[0].datatype != "BYTES":
+            return msgspec.structs.replace(signature, columns=table.names)
+    return signature
+
+
 def specs(table: Table) -> tuple[TensorSpec, ...]:
     """One input [-1, 1] for each column.
 
@@ -59,8 +73,8 @@ def specs(table: Table) -> tuple[TensorSpec, ...]:
     """
     if len(table.columns) > MOST_COLUMNS:
         raise LoadFailed(
-            f"the data have {len(table.columns)} columns that are not all numbers, and each would be an input:"
-            f" the limit is {MOST_COLUMNS}; encode them as numbers, which are one input"
+            f"the data have {len(table.columns)} columns that are not all numbers, and each would be an"
+            f" input: the limit is {MOST_COLUMNS}; encode them as numbers, which are one input"
         )
     return tuple(TensorSpec(name, datatype, (-1, 1)) for name, datatype in table.columns)
 
