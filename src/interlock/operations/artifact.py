@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat
+from interlock.operations import artifact_boosters
 from interlock.runtime import pickles, sklearn
 
 FORMATS = (
-    ".onnx, .skops, .pkl, .pickle, .joblib, .py, a folder with one .onnx or .py file, or a fitted estimator"
+    f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, a folder with one .onnx or .py file, "
+    "or a fitted model"
 )
 
 
@@ -33,6 +35,9 @@ def recognise(artifact: object, *, trust: bool) -> Given:
     """
     if isinstance(artifact, str | Path):
         return _path(str(artifact), trust)
+    boosted = artifact_boosters.of_object(artifact)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
         return Given("sklearn", "model.skops", lambda folder: save_estimator(artifact, folder))
     if type(artifact).__name__ == "ModelProto":
@@ -77,6 +82,9 @@ def _path(text: str, trust: bool) -> Given:
         if path.suffix != ".skops" and not trust:
             pickles.refuse(path)
         return Given("sklearn", path.name, lambda folder: _copy_model(path, folder, trust))
+    boosted = artifact_boosters.of_path(path)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     raise UnknownFormat(
         f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
     )

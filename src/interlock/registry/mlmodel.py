@@ -37,6 +37,9 @@ _REQUIREMENTS = {
     "onnx": ("onnx", "onnxruntime"),
     "sklearn": ("scikit-learn", "skops"),
     "python": (),
+    "xgboost": ("xgboost-cpu",),
+    "lightgbm": ("lightgbm",),
+    "catboost": ("catboost",),
 }
 
 
@@ -131,6 +134,9 @@ def read(folder: Path) -> Source:
             return Source(str(ours["runtime"]), _inside(folder, str(ours["entry"])), options, datatype, True)
         if "onnx" in flavors:
             return Source("onnx", _inside(folder, str(flavors["onnx"]["data"])), {}, datatype, False)
+        boosted = _boosted(folder, flavors, datatype)
+        if boosted is not None:
+            return boosted
         if "sklearn" in flavors:
             flavor = flavors["sklearn"]
             return Source("sklearn", _inside(folder, str(flavor["pickled_model"])), {}, datatype, False)
@@ -141,9 +147,26 @@ def read(folder: Path) -> Source:
             f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     raise UnknownFormat(
-        f"the model has the flavors {sorted(flavors)}: want onnx or sklearn, "
+        f"the model has the flavors {sorted(flavors)}: want onnx, sklearn, xgboost, lightgbm or catboost, "
         "or convert it to ONNX and register that"
     )
+
+
+def _boosted(folder: Path, flavors: Mapping[str, Any], datatype: str | None) -> Source | None:
+    """The flavors xgboost, lightgbm and catboost; LightGBM's scikit-learn classes are stored as scikit-learn's."""
+    if "xgboost" in flavors:
+        return Source("xgboost", _inside(folder, str(flavors["xgboost"]["data"])), {}, datatype, False)
+    if "lightgbm" in flavors:
+        entry = _inside(folder, str(flavors["lightgbm"]["data"]))
+        is_booster = str(flavors["lightgbm"]["model_class"]).endswith(".Booster")
+        return Source("lightgbm" if is_booster else "sklearn", entry, {}, datatype, False)
+    if "catboost" in flavors:
+        flavor = flavors["catboost"]
+        if flavor.get("save_format", "cbm") != "cbm":
+            raise UnknownFormat(f"a CatBoost model in the format {flavor['save_format']}: want cbm")
+        options = {"kind": str(flavor["model_type"])}
+        return Source("catboost", _inside(folder, str(flavor["data"])), options, datatype, False)
+    return None
 
 
 def strip(folder: Path) -> None:
