@@ -7,7 +7,6 @@ and pandas into the process. What is read are data, so a worker may run it.
 import ctypes
 import functools
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from interlock.runtime import boosted, table
 from interlock.runtime.boosted import Intake, Outlet, Shape, Value
 from interlock.runtime.by_rows import with_onnx
 from interlock.runtime.protocol import Loaded
-from interlock.runtime.shared_library import open_library
+from interlock.runtime.shared_library import one_thread, open_library
 
 EXTRA = "lightgbm"
 _HOW = b"num_threads=1 verbosity=-1"
 _NORMAL, _FLOAT64, _ROW_MAJOR = 0, 1, 1  # C_API_PREDICT_NORMAL, C_API_DTYPE_FLOAT64
 _TAIL_BYTES = 1 << 20
-_one_load = threading.Lock()
 
 _Handle = ctypes.c_void_p
 _ref = ctypes.byref
@@ -123,7 +121,7 @@ class Booster:
         made = np.empty((count, self._groups), np.float64)
         written = ctypes.c_int64()
         if count == 1:
-            # Nothing of LightGBM's configuration is parsed again: 13 us instead of 26, bench_boosters.py.
+            # LightGBM's configuration is not parsed again: half the time, benchmarks/bench_boosters.py.
             failed = self._one(self._fast, rows.ctypes.data, _ref(written), made.ctypes.data)
         elif count:
             failed = self._many(
@@ -157,17 +155,11 @@ class Booster:
         self._handle, self._fast = _Handle(), _Handle()
 
     def _open(self, path: Path) -> None:
-        # Reading takes as many threads as the process may have, and they would stay.
-        with _one_load:
-            before, iterations = ctypes.c_int(), ctypes.c_int()
-            self._load("LGBM_GetMaxThreads", _ref(before))
-            self._load("LGBM_SetMaxThreads", 1)
-            try:
-                self._load(
-                    "LGBM_BoosterCreateFromModelfile", str(path).encode(), _ref(iterations), _ref(self._handle)
-                )
-            finally:
-                self._load("LGBM_SetMaxThreads", before.value)
+        iterations = ctypes.c_int()
+        with one_thread(self._library):
+            self._load(
+                "LGBM_BoosterCreateFromModelfile", str(path).encode(), _ref(iterations), _ref(self._handle)
+            )
 
     def _load(self, function: str, *arguments: Any) -> None:
         if getattr(self._library, function)(*arguments):
@@ -248,8 +240,6 @@ def _library() -> ctypes.CDLL:
         + [ctypes.c_int32, text, out],
         "LGBM_BoosterPredictForMatSingleRowFast": [handle, out, out, out],
         "LGBM_FastConfigFree": [handle],
-        "LGBM_GetMaxThreads": [out],
-        "LGBM_SetMaxThreads": [number],
     }
     try:
         for name, types in takes.items():

@@ -3,6 +3,8 @@
 import ctypes
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from interlock.core.errors import LoadFailed, MissingExtra
@@ -24,3 +26,19 @@ def open_library(package: str, stem: str, extra: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise LoadFailed(f"the library of {package} does not load: {error}") from error
+
+
+@contextmanager
+def one_thread(library: ctypes.CDLL) -> Iterator[None]:
+    """In it, what this thread calls of an OpenMP library starts no other threads, which would stay."""
+    try:
+        most, limit = library.omp_get_max_threads, library.omp_set_num_threads
+    except AttributeError:  # built without OpenMP
+        yield
+        return
+    before = most()
+    limit(1)
+    try:
+        yield
+    finally:
+        limit(before)

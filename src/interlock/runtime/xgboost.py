@@ -18,7 +18,7 @@ from interlock.runtime import boosted, table
 from interlock.runtime.boosted import Intake, Outlet, Shape
 from interlock.runtime.by_rows import with_onnx
 from interlock.runtime.protocol import Loaded
-from interlock.runtime.shared_library import open_library
+from interlock.runtime.shared_library import one_thread, open_library
 from interlock.runtime.table import Table
 
 EXTRA = "xgboost"
@@ -131,7 +131,8 @@ class Booster:
 
     def _read(self, path: Path, options: dict[str, Any]) -> None:
         self._load("XGBoosterSetParam", self._handle, b"nthread", b"1")
-        self._load("XGBoosterLoadModel", self._handle, str(path).encode())
+        with one_thread(self._library):
+            self._load("XGBoosterLoadModel", self._handle, str(path).encode())
         # A file may bring a number of threads of its own.
         self._load("XGBoosterSetParam", self._handle, b"nthread", b"1")
         learner = json.loads(self._text("XGBoosterSaveJsonConfig"))["learner"]
