@@ -221,7 +221,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "xgboost: booster, logistic": _xgb_booster("binary:logistic"),
     "xgboost: booster, softmax": _xgb_booster("multi:softmax", num_class=3),
     "xgboost: booster, softprob": _xgb_booster("multi:softprob", num_class=3),
-    "lightgbm: two classes": lgb(_quiet(lightgbm.LGBMClassifier), lambda y: np.array(["no", "yes"])[(y > 0) * 1]),
+    "lightgbm: two classes": lgb(
+        _quiet(lightgbm.LGBMClassifier), lambda y: np.array(["no", "yes"])[(y > 0) * 1]
+    ),
     "lightgbm: three classes": lgb(_quiet(lightgbm.LGBMClassifier), lambda y: WORDS[y]),
     "lightgbm: whole numbers": lgb(_quiet(lightgbm.LGBMClassifier), lambda y: y * 10 - 7),
     "lightgbm: one against the rest": lgb(_quiet(lightgbm.LGBMClassifier, objective="multiclassova")),

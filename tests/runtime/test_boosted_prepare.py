@@ -1,4 +1,4 @@
-"""Holds the conversion of boosted models to their answers, and the choice of backends to what is in the artifact."""
+"""Holds converted boosted models to their answers, and the choice of backends to the artifact."""
 
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,22 @@ def converted(name: str, folder: Path) -> tuple[Version, Any]:
     return version, forest
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in KEPT])
 def test_the_graph_answers_as_the_trees_do_at_their_thresholds_too(name: str, tmp_path: Path) -> None:
     version, forest = converted(name, tmp_path)
     assert len(forest.trees) >= 7 or "forest" in name or "early" in name or "ranking" in name
     native = runtime_of(version.runtime).load(tmp_path, version)
     graph = onnx.runtime.load(tmp_path, msgspec.structs.replace(version, entry="model.onnx"))
-    rows = trials(numbers()[0], forest, np.dtype(forest.datatype.replace("FP", "f").replace("32", "4").replace("64", "8")))
+    rows = trials(
+        numbers()[0],
+        forest,
+        np.dtype(forest.datatype.replace("FP", "f").replace("32", "4").replace("64", "8")),
+    )
     kept, made = native.predict({"input": rows}), graph.predict({"input": rows})
     assert difference(made, kept) <= 1e-5
-    assert {key: value.dtype for key, value in made.items()} == {key: value.dtype for key, value in kept.items()}
+    assert {key: value.dtype for key, value in made.items()} == {
+        key: value.dtype for key, value in kept.items()
+    }
     native.close()
     graph.close()
 
@@ -75,7 +80,6 @@ def test_values_rounded_to_32_bits_would_take_other_branches(tmp_path: Path) -> 
     graph.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_what_onnx_cannot_hold_is_kept_and_the_report_says_why(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
@@ -93,7 +97,7 @@ def measured(rows: by_rows.Rows | None) -> Any:
     """Times under which ONNX is worth it for these batches."""
 
     def race(*_: Any) -> tuple[dict[int, float], dict[int, float]]:
-        native = {count: 1.0 for count in by_rows.MEASURED_ROWS}
+        native = dict.fromkeys(by_rows.MEASURED_ROWS, 1.0)
         won = [n for n in native if rows and rows[0] <= n and (rows[1] is None or n <= rows[1])]
         return native, {count: 0.5 if count in won else 2.0 for count in native}
 
@@ -125,9 +129,7 @@ def test_the_artifact_holds_the_backends_that_were_faster(
     loaded.close()
 
 
-def test_a_graph_that_answers_otherwise_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     case = CASES["lightgbm: regression"](tmp_path)

@@ -32,7 +32,6 @@ def hold(found: Tensors, wanted: Tensors) -> None:
         assert np.array_equal(found[name], array), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_answers_as_its_package_does(name: str, tmp_path: Path) -> None:
     case: Case = CASES[name](tmp_path)
@@ -64,7 +63,10 @@ def test_it_keeps_the_contract_of_a_runtime(name: str, tmp_path: Path) -> None:
 
 
 def test_a_worker_may_run_them_and_no_worker_a_large_one() -> None:
-    small, large = Profile({1: 1e-5, 32: 5e-5}, artifact_bytes=10), Profile({32: 5e-5}, artifact_bytes=1 << 30)
+    small, large = (
+        Profile({1: 1e-5, 32: 5e-5}, artifact_bytes=10),
+        Profile({32: 5e-5}, artifact_bytes=1 << 30),
+    )
     for runtime in ("xgboost", "lightgbm"):
         assert choose_placement(runtime, small) is Placement.INLINE
         assert choose_placement(runtime, Profile({32: 1e-3})) is Placement.THREAD
@@ -96,7 +98,8 @@ def test_a_category_that_training_did_not_know_counts_as_missing(name: str, tmp_
     some["plan"], unknown["plan"] = np.full((20, 1), np.nan), np.full((20, 1), 31.0)
     hold(loaded.predict(unknown), loaded.predict(some))
     assert not np.array_equal(
-        loaded.predict(some)["probabilities"], loaded.predict(take(case.inputs, slice(0, 20)))["probabilities"]
+        loaded.predict(some)["probabilities"],
+        loaded.predict(take(case.inputs, slice(0, 20)))["probabilities"],
     )
     loaded.close()
 
@@ -127,7 +130,9 @@ def test_a_wrong_shape_never_reaches_the_library(name: str, shape: tuple[int, ..
         ("lightgbm", "model.txt", b"tree\nversion=v4\n", "LightGBM cannot load the model: "),
     ],
 )
-def test_a_file_that_is_no_model(runtime: str, entry: str, content: bytes, words: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model(
+    runtime: str, entry: str, content: bytes, words: str, tmp_path: Path
+) -> None:
     (tmp_path / entry).write_bytes(content)
     with pytest.raises(LoadFailed) as caught:
         runtime_of(runtime).load(tmp_path, version(runtime, entry))

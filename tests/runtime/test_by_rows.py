@@ -63,7 +63,10 @@ def test_batches_go_where_their_rows_say(rows: tuple[int, int | None], wanted: s
     assert native.closed and converted.closed
 
 
-@pytest.mark.parametrize("options", [{"onnx": "m.onnx"}, {"onnx": 3, "onnx_rows": [1, 2]}, {"onnx": "m.onnx", "onnx_rows": ["1", 2]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"onnx": "m.onnx"}, {"onnx": 3, "onnx_rows": [1, 2]}, {"onnx": "m.onnx", "onnx_rows": ["1", 2]}],
+)
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], tmp_path: Path) -> None:
     spec = TensorSpec("x", "FP32", (-1, 2))
     with pytest.raises(LoadFailed, match="want a file, and its least and most rows"):

@@ -13,8 +13,8 @@ from interlock.operations import artifact_boosters
 from interlock.runtime import pickles, sklearn
 
 FORMATS = (
-    f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, a folder with one .onnx or .py file, "
-    "or a fitted model"
+    f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, a folder with one .onnx or "
+    ".py file, or a fitted model"
 )
 
 

@@ -153,7 +153,7 @@ def read(folder: Path) -> Source:
 
 
 def _boosted(folder: Path, flavors: Mapping[str, Any], datatype: str | None) -> Source | None:
-    """The flavors xgboost, lightgbm and catboost; LightGBM's scikit-learn classes are stored as scikit-learn's."""
+    """xgboost, lightgbm and catboost; LightGBM's scikit-learn classes are stored as scikit-learn's."""
     if "xgboost" in flavors:
         return Source("xgboost", _inside(folder, str(flavors["xgboost"]["data"])), {}, datatype, False)
     if "lightgbm" in flavors:

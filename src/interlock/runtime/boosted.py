@@ -1,7 +1,7 @@
 """Decides what goes into a boosted model and what comes out, whichever framework's trees they are.
 
-In: one matrix of numbers; or, where a column is categorical, one input a column, whose values become the codes
-that the model was trained with. Out: `label` and `probabilities` of classifiers, `prediction` of others.
+In: one matrix of numbers; or, where a column is categorical, one input a column, whose values become the
+codes that the model was trained with. Out: `label` and `probabilities` of classifiers, `prediction` of others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

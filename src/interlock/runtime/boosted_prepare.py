@@ -1,4 +1,4 @@
-"""Decides which backend runs a boosted model: its framework's, ONNX, or each for the batches it is faster for.
+"""Decides which backend runs a boosted model: its framework's, ONNX, or each where it is faster.
 
 ONNX is taken only where it gives the same answers on all rows that are tried: the caller's and those around
 them (`widen.py`), rows with gaps, and rows at and beside the thresholds of the trees, as 64-bit numbers where

@@ -26,7 +26,7 @@ ALL: Rows = (1, None)
 
 
 class ByRows:
-    """Two models in memory that answer the same: ONNX for batches of `rows`, the framework's own for others."""
+    """Two models in memory that answer the same: ONNX for batches of `rows`, the native for others."""
 
     def __init__(self, native: Loaded, converted: Loaded, rows: Rows, leading: str) -> None:
         self._native = native

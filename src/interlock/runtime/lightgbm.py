@@ -100,9 +100,7 @@ class Booster:
             self._open(path)
             width, groups = ctypes.c_int(), ctypes.c_int64()
             self._load("LGBM_BoosterGetNumFeature", self._handle, _ref(width))
-            self._load(
-                "LGBM_BoosterCalcNumPredict", self._handle, 1, _NORMAL, 0, -1, _ref(groups)
-            )
+            self._load("LGBM_BoosterCalcNumPredict", self._handle, 1, _NORMAL, 0, -1, _ref(groups))
             self.shape = _shape(header, categories, width.value, groups.value, options)
             self._load(
                 "LGBM_BoosterPredictForMatSingleRowFastInit",
@@ -205,16 +203,17 @@ def _shape(
     if len(names) != width or all(re.fullmatch(r"Column_\d+", name) for name in names):
         names = ()
     known = table.table_of(options)
-    # LightGBM writes names with an underscore for each blank.
-    if known is not None and tuple(re.sub(r"\s", "_", name) for name in known.names) == names:
-        names = known.names
+    if known is not None:
+        # LightGBM writes names with an underscore for each blank.
+        written = {re.sub(r"\s", "_", name): name for name in known.names}
+        names = tuple(written.get(name, name) for name in names)
     coded: dict[int, tuple[Value, ...]] = {}
     if categories:
         # The file says which values, and not of which columns.
         infos = header.get("feature_infos", "").split(" ")
         places = [index for index, info in enumerate(infos) if re.fullmatch(r"-?\d+(:-?\d+)*", info)]
         if known is not None and len(known.categories) == len(categories):
-            places = [index for index, name in enumerate(known.names) if name in known.categories]
+            places = [index for index, name in enumerate(names or known.names) if name in known.categories]
         if len(places) != len(categories) or any(place >= width for place in places):
             raise LoadFailed(
                 f"{len(categories)} columns of the model's training data were categorical, and the file does not"

@@ -203,4 +203,3 @@ def _margin(score: float, transform: str) -> float:
     if transform == "exp":
         return math.log(score) if score > 0.0 else math.nan
     return score
-

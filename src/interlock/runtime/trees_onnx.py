@@ -38,7 +38,9 @@ def to_onnx(forest: Forest, signature: Signature, classes: tuple[Value, ...] | N
         constants.append(numpy_helper.from_array(value, name))
         return name
 
-    kinds = {spec.name: helper.np_dtype_to_tensor_dtype(DATATYPES[spec.datatype]) for spec in signature.outputs}
+    kinds = {
+        spec.name: helper.np_dtype_to_tensor_dtype(DATATYPES[spec.datatype]) for spec in signature.outputs
+    }
     sums = node("TreeEnsembleRegressor", [INPUT], "sums", "ai.onnx.ml", **_ensemble(forest))
     answers = _transformed(forest, sums, node, constant)
     if classes is None:

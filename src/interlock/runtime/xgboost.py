@@ -220,6 +220,7 @@ class Booster:
     def _categories(self, options: dict[str, Any]) -> dict[int, tuple[boosted.Value, ...]]:
         """Of the columns that were categorical in a DataFrame; since 3.1 a file holds them."""
         known = table.table_of(options)
+        names = self._features(b"feature_name") or (known.names if known is not None else ())
         model = json.loads(self.as_json())["learner"]["gradient_booster"]
         model = model.get("gbtree", model)["model"]
         found: dict[int, tuple[boosted.Value, ...]] = {}
@@ -233,10 +234,12 @@ class Booster:
                 pairs = zip(offsets, offsets[1:], strict=False)
                 found[index] = tuple(bytes(values[start:end]).decode() for start, end in pairs)
             else:
-                found[index] = _from_data(known, index, len(offsets) - 1)
+                found[index] = _from_data(known, names, index, len(offsets) - 1)
         if not found and known is not None and known.categories:
             # Before 3.1 the codes were those of the DataFrame, and nothing of it in the file.
-            return {known.names.index(name): values for name, values in known.categories.items()}
+            return {
+                index: known.categories[name] for index, name in enumerate(names) if name in known.categories
+            }
         return found
 
     def _attribute(self, name: str) -> str | None:
@@ -260,14 +263,16 @@ class Booster:
         return " ".join(text.split())[:500]
 
 
-def _from_data(known: Table | None, index: int, count: int) -> tuple[boosted.Value, ...]:
+def _from_data(
+    known: Table | None, names: tuple[str, ...], index: int, count: int
+) -> tuple[boosted.Value, ...]:
     """The categories that a column of the training data has. XGBoost (3.2) takes lengths in letters for
     lengths in bytes, so a file does not hold those in which the two differ.
 
     Raises: LoadFailed.
     """
-    if known is not None and index < len(known.names):
-        values = known.categories.get(known.names[index], ())
+    if known is not None and index < len(names):
+        values = known.categories.get(names[index], ())
         if len(values) == count:
             return values
     raise LoadFailed(
