@@ -40,7 +40,7 @@ def test_another_text_is_no_model(name: str, tmp_path: Path) -> None:
         recognise(str(tmp_path / name), trust=False)
 
 
-class Mine(xgboost.XGBRegressor):  # type: ignore[misc]
+class Mine(xgboost.XGBRegressor):
     pass
 
 
@@ -131,7 +131,8 @@ mlflow.xgboost.log_model(wrapper.get_booster(), **options)
 mlflow.lightgbm.log_model(light, **options)
 mlflow.lightgbm.log_model(light.booster_, **options)
 booster = wrapper.get_booster().inplace_predict(X)
-np.savez(sys.argv[3], X=X, a=wrapper.predict_proba(X), b=booster, c=light.predict_proba(X), d=light.booster_.predict(X))
+answers = dict(a=wrapper.predict_proba(X), b=booster, c=light.predict_proba(X), d=light.booster_.predict(X))
+np.savez(sys.argv[3], X=X, **answers)
 """
 
 

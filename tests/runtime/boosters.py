@@ -40,7 +40,7 @@ def frame(rows: int = 400, seed: int = 0) -> tuple[pandas.DataFrame, Array]:
         {
             "age": random.integers(18, 90, rows),
             "income": random.standard_normal(rows),
-            "town": pandas.Categorical(random.choice(["b", "ä", "a", None], rows)),
+            "town": pandas.Categorical(random.choice(np.array(["b", "ä", "a", None], object), rows)),
             "plan": pandas.Categorical(random.choice([30, 10, 20], rows)),
         }
     )

@@ -138,7 +138,7 @@ def test_a_graph_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch:
         forest = lightgbm_forest(path)
         return msgspec.structs.replace(forest, inclusive=False)  # differs at the thresholds alone
 
-    monkeypatch.setattr(boosted_prepare.trees, "lightgbm_forest", wrong)
+    monkeypatch.setattr(boosted_prepare, "lightgbm_forest", wrong)
     made = prepare(tmp_path, case.version, {"*": case.inputs["input"]}, out)
     assert made.conversion is not None and "differs by up to" in made.conversion.reason
     assert made.runtime == "lightgbm" and "onnx" not in made.options

@@ -60,7 +60,7 @@ def register(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Registered:
-    """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
+    """Register a path (`artifact.FORMATS`) or a fitted model.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
     column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and

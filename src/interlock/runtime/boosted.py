@@ -1,7 +1,8 @@
 """Decides what goes into a boosted model and what comes out, whichever framework's trees they are.
 
 In: one matrix of numbers; or, where a column is categorical, one input a column, whose values become the
-codes that the model was trained with. Out: `label` and `probabilities` of classifiers, `prediction` of others.
+codes that the model was trained with. Out: `label` and `probabilities` of classifiers, `prediction` of the
+others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +121,8 @@ def signature_of(shape: Shape, options: Mapping[str, Any]) -> Signature:
     label = TensorSpec(LABEL, datatype_of(label_array(shape.classes)), (-1,))
     if shape.multilabel:
         label = TensorSpec(LABEL, "INT64", (-1, count))
-    outputs = (label, TensorSpec(PROBABILITIES, shape.datatype, (-1, count)))
-    return Signature(inputs, outputs, 0, columns)
+    probabilities = TensorSpec(PROBABILITIES, shape.datatype, (-1, count))
+    return Signature(inputs, (label, probabilities), 0, columns)
 
 
 def names_of(table: Table | None, width: int) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ def names_of(table: Table | None, width: int) -> tuple[str, ...]:
 
 
 def label_array(classes: Sequence[Value]) -> Array:
-    """Labels as an array of the datatype that all of them have: texts are objects, as in every BYTES tensor."""
+    """Labels as an array of the datatype that all of them have; texts are objects, as in BYTES tensors."""
     if any(isinstance(value, str) for value in classes):
         made = np.empty(len(classes), np.object_)
         made[:] = [str(value) for value in classes]

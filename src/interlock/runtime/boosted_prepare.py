@@ -13,7 +13,7 @@ import numpy as np
 
 from interlock.core.errors import CheckFailed, InterlockError, LoadFailed
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, Version
-from interlock.runtime import examples, lightgbm, trees, xgboost
+from interlock.runtime import examples, lightgbm, xgboost
 from interlock.runtime.boosted import Shape, signature_of
 from interlock.runtime.by_rows import ALL, MARGIN, MEASURED_ROWS, Rows, onnx_rows
 from interlock.runtime.convert import ENTRY, LEAST_ROWS, TOLERANCE, race
@@ -21,7 +21,7 @@ from interlock.runtime.onnx import runtime as onnx
 from interlock.runtime.prepare import ConversionReport, Prepared
 from interlock.runtime.sklearn import INPUT
 from interlock.runtime.table import OPTION, Table, table_of
-from interlock.runtime.trees import Forest, Inconvertible
+from interlock.runtime.trees import Forest, Inconvertible, lightgbm_forest, xgboost_forest
 from interlock.runtime.trees_onnx import to_onnx
 from interlock.runtime.widen import widened
 
@@ -139,9 +139,9 @@ def _converted(
     if not np.isnan(float(draft.options.get("missing", "nan"))):
         raise Inconvertible(f"it takes {draft.options['missing']:g} for a missing value")
     if isinstance(booster, xgboost.Booster):
-        forest = trees.xgboost_forest(booster.as_json(), booster.iterations)
+        forest = xgboost_forest(booster.as_json(), booster.iterations)
     else:
-        forest = trees.lightgbm_forest(folder / draft.entry)
+        forest = lightgbm_forest(folder / draft.entry)
     signature = signature_of(shape, draft.options)
     try:
         return forest, signature, to_onnx(forest, signature, shape.classes)
@@ -165,7 +165,7 @@ def _matrix(data: Tensors, signature: Signature, table: Table | None) -> Array:
     if len(columns) != width or texts:
         words = f", of which {texts[:5]} are no numbers" if texts else ""
         raise CheckFailed(
-            f"the reference data have {len(columns)} columns{words}; the model wants {width} columns of numbers"
+            f"the reference data have {len(columns)} columns{words}; the model wants {width} of numbers"
         )
     numbers = {name: values.astype(np.float64) for name, values in columns.items()}
     groups = widened(numbers, LEAST_ROWS).values()

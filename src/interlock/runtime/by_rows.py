@@ -56,8 +56,8 @@ def with_onnx(native: Loaded, folder: Path, version: Version, signature: Signatu
         rows = msgspec.convert(version.options.get("onnx_rows"), Rows)
     except msgspec.ValidationError as error:
         raise LoadFailed(
-            f"{version.key}: of its options, onnx is {entry!r} and onnx_rows {version.options.get('onnx_rows')!r};"
-            f" want a file, and its least and most rows ({error})"
+            f"{version.key}: of its options, onnx is {entry!r} and onnx_rows"
+            f" {version.options.get('onnx_rows')!r}; want a file, and its least and most rows ({error})"
         ) from None
     converted = onnx.load(folder, msgspec.structs.replace(version, entry=path, signature=signature))
     return ByRows(native, converted, rows, signature.inputs[0].name)
@@ -66,9 +66,9 @@ def with_onnx(native: Loaded, folder: Path, version: Version, signature: Signatu
 def onnx_rows(native_s: Mapping[int, float], onnx_s: Mapping[int, float]) -> Rows | None:
     """The batches that ONNX is worth it for: ALL, some, or None.
 
-    Both map rows to seconds a call, at the same sizes. ONNX is worth it at a size where it takes less than the
-    native time by MARGIN. The batches are those from the smallest such size on, up to the last before one where
-    it is not; without end if there is none.
+    Both map rows to seconds a call, at the same sizes. ONNX is worth it at a size where it takes less than
+    the native time by MARGIN. The batches are those from the smallest such size on, up to the last before one
+    where it is not; without end if there is none.
     >>> onnx_rows({1: 20e-6, 32: 40e-6, 256: 100e-6}, {1: 8e-6, 32: 30e-6, 256: 200e-6})
     (1, 32)
     >>> onnx_rows({1: 9e-6, 32: 90e-6, 256: 900e-6}, {1: 12e-6, 32: 60e-6, 256: 400e-6})

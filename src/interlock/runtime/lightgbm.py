@@ -216,8 +216,8 @@ def _shape(
             places = [index for index, name in enumerate(names or known.names) if name in known.categories]
         if len(places) != len(categories) or any(place >= width for place in places):
             raise LoadFailed(
-                f"{len(categories)} columns of the model's training data were categorical, and the file does not"
-                " say which: register it with those data (--data, as Parquet with these categories)"
+                f"{len(categories)} columns of the model's training data were categorical, and the file does"
+                " not say which: register it with those data (--data, as Parquet with these categories)"
             )
         coded = {place: tuple(values) for place, values in zip(places, categories, strict=True)}
     return Shape(width, groups, "FP64", names, coded, boosted.classes_option(options))

@@ -23,8 +23,8 @@ class Inconvertible(Exception):
 class Tree(msgspec.Struct, frozen=True):
     """One tree, node by node; node 0 is the root.
 
-    `feature` is LEAF at a leaf, and `value` then what it adds, elsewhere the threshold. `missing_left`: where a
-    missing value goes.
+    `feature` is LEAF at a leaf, and `value` then what it adds, elsewhere the threshold. `missing_left`: where
+    a missing value goes.
     """
 
     group: int
@@ -36,8 +36,8 @@ class Tree(msgspec.Struct, frozen=True):
 
 
 class Forest(msgspec.Struct, frozen=True):
-    """Trees that are added up in each group, from `base` on; then `transform`: none, sigmoid (of `scale` times
-    the sum), softmax or exp. `inclusive`: a value equal to the threshold goes left."""
+    """Trees that are added up in each group, from `base` on; then `transform`: none, sigmoid (of `scale`
+    times the sum), softmax or exp. `inclusive`: a value equal to the threshold goes left."""
 
     trees: tuple[Tree, ...]
     base: tuple[float, ...]

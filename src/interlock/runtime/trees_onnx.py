@@ -47,11 +47,11 @@ def to_onnx(forest: Forest, signature: Signature, classes: tuple[Value, ...] | N
         node("Cast", [answers], PREDICTION, to=kinds[PREDICTION])
     else:
         if len(forest.base) == 1:
-            other = node("Sub", [constant("one", np.float32([1])), answers], "other")
+            other = node("Sub", [constant("one", np.array([1], np.float32)), answers], "other")
             shares = node("Concat", [other, answers], "shares", axis=1)
-            is_second = node("Greater", [answers, constant("half", np.float32([0.5]))], "is_second")
+            is_second = node("Greater", [answers, constant("half", np.array([0.5], np.float32))], "is_second")
             column = node("Cast", [is_second], "chosen_column", to=onnx.TensorProto.INT64)
-            chosen = node("Squeeze", [column, constant("columns", np.int64([1]))], "chosen")
+            chosen = node("Squeeze", [column, constant("columns", np.array([1], np.int64))], "chosen")
         else:
             shares = answers
             chosen = node("ArgMax", [answers], "chosen", axis=1, keepdims=0)
@@ -86,7 +86,7 @@ def _transformed(forest: Forest, sums: str, node: Any, constant: Any) -> str:
         return str(node("Exp", [sums], "transformed"))
     if forest.transform == "sigmoid":
         if forest.scale != 1.0:
-            sums = node("Mul", [sums, constant("scale", np.float32([forest.scale]))], "scaled")
+            sums = node("Mul", [sums, constant("scale", np.array([forest.scale], np.float32))], "scaled")
         return str(node("Sigmoid", [sums], "transformed"))
     return sums
 

@@ -276,8 +276,8 @@ def _from_data(
         if len(values) == count:
             return values
     raise LoadFailed(
-        f"column {index} has categories that are not ASCII, and XGBoost does not write those out: register the "
-        f"model with its training data (--data, as Parquet with these {count} categories)"
+        f"column {index} has categories that are not ASCII, and XGBoost does not write those out: register "
+        f"the model with its training data (--data, as Parquet with these {count} categories)"
     )
 
 
