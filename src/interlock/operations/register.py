@@ -7,13 +7,15 @@ like one that plain MLflow code registered.
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from interlock.core.errors import RegistryError
 from interlock.core.model import Signature, Version, artifact_path, check_name
 from interlock.operations import reference as data_of
 from interlock.operations.artifact import recognise
@@ -69,6 +71,8 @@ def register(
     MissingExtra, RegistryError, LedgerError. Nothing is registered then.
     """
     check_name(name)
+    with _nothing_registered():
+        ctx.registry.check_answers()  # rather now than after minutes of checks
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
     progress("reading the model")
     given = recognise(artifact, trust=trust)
@@ -149,16 +153,17 @@ def _record(
     metrics = {f"batch_{rows}_s": seconds for rows, seconds in report.profile.batch_s.items()}
     if conversion is not None and conversion.difference is not None and np.isfinite(conversion.difference):
         metrics["conversion_largest_difference"] = conversion.difference
-    number, is_new = ctx.registry.log_version(
-        draft.model,
-        artifact_path(ctx.home, draft.digest),
-        draft.runtime,
-        draft.entry,
-        report.signature,
-        options=draft.options,
-        metrics=metrics,
-        tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
-    )
+    with _nothing_registered():
+        number, is_new = ctx.registry.log_version(
+            draft.model,
+            artifact_path(ctx.home, draft.digest),
+            draft.runtime,
+            draft.entry,
+            report.signature,
+            options=draft.options,
+            metrics=metrics,
+            tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
+        )
     version = described(draft, number, report)
     try:
         version = put(ctx, version)
@@ -166,6 +171,14 @@ def _record(
         ctx.registry.remove(draft.model, number, model_too=is_new)
         raise
     return Registered(version, number, report, conversion)
+
+
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    try:
+        yield
+    except RegistryError as error:
+        raise RegistryError(f"nothing was registered: {error.message}") from error
 
 
 def put(ctx: Context, version: Version) -> Version:

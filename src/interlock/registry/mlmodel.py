@@ -1,7 +1,8 @@
 """Decides how a version's files look to MLflow: writes the MLmodel folder of a new one, reads any other's.
 
 Written: flavor `onnx`, `sklearn` or none for plain Python, with MLflow's own writers' layout, and beside it
-the flavor `interlock`, which names runtime, entry and options. Read: that one, or `onnx`, `sklearn`, `xgboost`, `lightgbm`, `catboost`.
+the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's
+`onnx`, `sklearn`, `xgboost`, `lightgbm` and `catboost`.
 """
 
 import importlib.metadata
