@@ -17,11 +17,12 @@ from interlock.core.errors import (
     UntrustedArtifact,
 )
 from interlock.core.model import Tensors
+from interlock.operations import artifact_boosters
 from interlock.runtime import huggingface_files, pickles, sklearn, torch_files
 
 FORMATS = (
-    ".onnx, .skops, .pkl, .pickle, .joblib, .py, .pt2, .pt, .pth, .keras, a folder with one .onnx or .py "
-    "file, a SavedModel or Hugging Face folder, a fitted estimator or an nn.Module"
+    f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, .pt2, .pt, .pth, .keras, "
+    "a folder with one .onnx or .py file, a SavedModel or Hugging Face folder, a fitted model or an nn.Module"
 )
 
 
@@ -42,6 +43,9 @@ def recognise(artifact: object, *, trust: bool, rows: Tensors | None = None) -> 
     """
     if isinstance(artifact, str | Path):
         return _path(str(artifact), trust)
+    boosted = artifact_boosters.of_object(artifact)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
         return Given("sklearn", "model.skops", lambda folder: save_estimator(artifact, folder))
     torch = sys.modules.get("torch")  # who has such an object has imported it
@@ -95,6 +99,9 @@ def _path(text: str, trust: bool) -> Given:
         return Given("torch", path.name, lambda folder: _copy_torch(path, folder, trust))
     if path.suffix == ".keras":
         return Given("keras", path.name, lambda folder: _copy_vouched(path, folder, trust))
+    boosted = artifact_boosters.of_path(path)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     raise UnknownFormat(
         f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
     )

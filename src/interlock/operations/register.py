@@ -67,7 +67,7 @@ def register(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Registered:
-    """Register a path (`artifact.FORMATS`, or "file.py:Class"), a fitted estimator or a PyTorch module.
+    """Register a path (`artifact.FORMATS`, or "file.py:Class"), a fitted model or a PyTorch module.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
     column in them that is the answer. `trust` vouches for code that loading runs. `run`: the MLflow run that

@@ -28,8 +28,8 @@ def resolve(
 ) -> Version:
     """A version by number, "@alias", or None for the newest. What the ledger holds comes back at once.
 
-    A version that plain MLflow code registered (flavor onnx or sklearn) is downloaded, checked on generated
-    rows in a process of its own, and recorded. `trust` vouches for code that its files bring.
+    A version that plain MLflow code registered (a flavor that `mlmodel.read` knows) is downloaded, checked on
+    generated rows in a process of its own, and recorded. `trust` vouches for code that its files bring.
     Raises: ModelNotFound, VersionNotFound, RegistryError, ArtifactError (UnknownFormat, UntrustedArtifact,
     LoadFailed, CheckFailed), LedgerError.
     """
