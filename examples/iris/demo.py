@@ -29,7 +29,7 @@ from benchmarks.load import OpenLoopProcess
 from benchmarks.request import Request
 from examples.iris.evidence import register_forests, release_forests
 from examples.iris.evidence import table as evidence_table
-from examples.iris.models import Rows, irises, train
+from examples.iris.models import TARGET, Files, Rows, irises, train, write
 from examples.iris.node import CommandFailed, DemoNode, Swap, Up
 from examples.iris.report import NOTE, Seen, exit_code, table
 from interlock.core.errors import MissingExtra
@@ -64,8 +64,10 @@ class Demo:
         with self._step("training two classifiers on 150 irises"):
             rows, labels = irises()
             models = train(rows, labels)
-        for what, model in models:
-            self._register(what, model, rows, labels)
+        files = write(self._folder / "trained", models, rows, labels)
+        for (what, _), path in zip(models, files.models, strict=True):
+            self._register(what, path, files.data)
+        self._compare(files)
         self.node.run("release", NAME, "1", "--now")
         self.say("interlock release iris 1 --now: it waits for a node")
         with self._step("starting a node: interlock up --detach"):
@@ -97,22 +99,29 @@ class Demo:
             self._console.print(one.file.read_text(), markup=False, soft_wrap=True)
         return seen.exit_code
 
-    def _register(self, what: str, model: Any, rows: Rows, labels: Any) -> None:
-        import interlock
-
-        with self._step(f"registering {what}") as progress:
-            done = interlock.register(
-                NAME, model, rows, labels, home=self.node.home, progress=lambda now: progress(f": {now}")
+    def _register(self, what: str, path: Path, data: Path) -> None:
+        words = ["register", NAME, str(path), "--trust", "--data", str(data), "--target", TARGET]
+        shown = f"interlock register {NAME} {path.name} --trust --data {data.name} --target {TARGET}"
+        with self._step(f"{what}: {shown}"):
+            done = msgspec.json.decode(self.node.run(*words, "--json"))
+        version = done["version"]
+        self.say(f"  version {done['number']}: {version['runtime']}, runs {version['placement']}")
+        report = done["conversion"]
+        self.say(f"  {report['reason']}")
+        if report["onnx_s"]:
+            one, many = (
+                f"{1e6 * report['kept_s'][n]:.0f} us before, {1e6 * report['onnx_s'][n]:.0f} us after"
+                for n in ("1", "32")
             )
-        self.say(f"  version {done.number}: {done.version.runtime}, runs {done.version.placement}")
-        report = done.conversion
-        if report is not None and report.difference is not None:
             self.say(
-                f"  to ONNX: largest difference {report.difference:.1e} on {report.rows:,} rows; "
-                f"one row {1e6 * report.kept_s[1]:.0f} us before, {1e6 * report.onnx_s[1]:.0f} us after"
+                f"  largest difference {report['difference']:.1e} on {report['rows']:,} rows; "
+                f"one row {one}; 32 rows {many}"
             )
-        elif report is not None:
-            self.say(f"  {report.reason}")
+
+    def _compare(self, files: Files) -> None:
+        """What is different between the two versions."""
+        self.say(f"interlock diff {NAME} 1 2")
+        self._console.print(self.node.run("diff", NAME, "1", "2"), markup=False, soft_wrap=True)
 
     def _swap_under_load(self, client: Any, models: list[tuple[str, Any]], rows: Rows) -> Seen:
         assert self.up is not None

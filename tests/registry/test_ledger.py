@@ -24,6 +24,7 @@ from interlock.core.errors import (
 from interlock.core.fault import Fault, selftest_model
 from interlock.core.model import ModelSettings, Signature, TensorSpec, Version
 from interlock.core.policy import Policy
+from interlock.core.provenance import Provenance, Quality
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.ledger import Ledger
@@ -261,9 +262,14 @@ MORE = (*schema.MIGRATIONS, ("ALTER TABLE models ADD COLUMN owner TEXT", "CREATE
 @pytest.mark.parametrize("start", range(1, len(MORE)))
 def test_it_migrates_from_each_older_schema(tmp_path: Path, start: int) -> None:
     path = tmp_path / "ledger.db"
-    old = Ledger(path, migrations=MORE[:start])
-    old.put_version(version(), 1.0)
-    old.close()
+    Ledger(path, migrations=MORE[:start]).close()
+    with sqlite3.connect(path) as raw:  # as that Interlock did: this one writes the newest columns
+        raw.execute("INSERT INTO models (name, settings) VALUES ('iris', '{}')")
+        raw.execute(
+            "INSERT INTO versions (model, number, record, created_s) VALUES ('iris', '1', ?, 1.0)",
+            [msgspec.json.encode(version()).decode()],
+        )
+    raw.close()
     new = Ledger(path, migrations=MORE)
     assert new.version("iris", "1") == version()
     new.close()
@@ -421,3 +427,24 @@ def test_releases_of_the_first_schema_are_kept_and_numbers_go_on(tmp_path: Path)
         new.request_release("iris", "1", "now", 6.0)
     assert new.request_release("iris", "1", "now", 6.0, supersede=True).id == 9
     new.close()
+
+
+def test_what_an_older_interlock_recorded_has_no_provenance(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger(path, migrations=schema.MIGRATIONS[:2]).close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO models VALUES ('iris', '{}', NULL)")
+        record = msgspec.json.encode(version()).decode()
+        raw.execute("INSERT INTO versions VALUES ('iris', '1', ?, 1.0)", [record])
+    raw.close()
+    ledger = Ledger(path)
+    try:
+        assert ledger.version("iris", "1") == version()
+        assert ledger.provenance("iris", "1") is None and ledger.main_metrics("iris") == {}
+        quality = Quality("classification", 3, {"accuracy": 0.5, "brier": 0.2})
+        ledger.put_version(version("2"), 2.0, provenance=Provenance(quality=quality))
+        assert ledger.provenance("iris", "2") == Provenance(quality=quality)
+        assert ledger.main_metrics("iris") == {"2": ("accuracy", 0.5)}
+        assert ledger.provenance("iris", "3") is None
+    finally:
+        ledger.close()

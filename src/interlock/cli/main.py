@@ -1,7 +1,8 @@
 """Owns the command `interlock`: which commands there are, and how what goes wrong is told.
 
 A command's module is imported when the command runs, so that `interlock --help` answers at once.
-Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 130 interrupted.
+Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 3 some rows have no answer (score), 130
+interrupted.
 """
 
 import errno
@@ -22,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("register", "Make a model file a version that can be served."),
     "models": ("models", "List the models."),
     "versions": ("models", "List the versions of a model."),
+    "show": ("record", "Show all that is recorded of a version."),
+    "diff": ("record", "Show what differs between two versions."),
     "release": ("release", "Put a version live."),
     "pause": ("release", "Leave a canary's weight as it is."),
     "resume": ("release", "Let a paused canary go on."),
@@ -33,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("release", "Go back to the version that was live before."),
     "events": ("models", "Show what happened."),
     "predict": ("predict", "Ask a model."),
+    "score": ("score", "Answer every row of a Parquet file."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
 }
 """Command -> the module of this folder that defines it, and the line that `--help` shows."""

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interlock.core.errors import UntrustedArtifact
-from interlock.core.model import Signature, Version, artifact_path
+import msgspec
+
+from interlock.core.errors import UnknownFormat, UntrustedArtifact
+from interlock.core.model import DATATYPES, Signature, Version, artifact_path
+from interlock.core.provenance import Provenance
 from interlock.operations.context import Context
+from interlock.operations.provenance import completed
 from interlock.operations.register import described, put
-from interlock.registry import artifacts, environments, mlmodel, requirements
-from interlock.runtime import pickles, pyfunc, sklearn
+from interlock.registry import artifacts, environments, mlmodel, mlrun, requirements
+from interlock.runtime import environment, pickles, pyfunc, sklearn
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check
-from interlock.runtime.environment import OPTION, interpreter_of
+from interlock.runtime.table import OPTION, Table
 
 
 def resolve(
@@ -46,8 +50,9 @@ def resolve(
         folder = Path(text)
         ctx.registry.download(name, found.number, folder)
         source = mlmodel.read(folder)
-        mlmodel.strip(folder, source.runtime)
+        recorded = mlrun.read_files(folder)  # of another home's Interlock
         options = _options(source, folder, name, found.number, trust)
+        mlmodel.strip(folder, source.runtime)
         digest = artifacts.add(ctx.home, folder)
     if known is not None and known.digest == digest:
         return _runnable(ctx, known, progress)  # only the cache had lost it
@@ -60,22 +65,23 @@ def resolve(
         draft,
         time_s=time_s,
         memory_bytes=memory_bytes,
-        python=interpreter_of(ctx.home, draft),
+        python=environment.interpreter_of(ctx.home, draft),
     )
-    return put(ctx, described(draft, found.number, report))
+    seen = completed(Provenance(), report, None, None) if recorded is None else recorded
+    return put(ctx, described(draft, found.number, report), seen)
 
 
 def _environment(
     ctx: Context, folder: Path, digest: str, progress: Callable[[str], object]
 ) -> dict[str, Any]:
     """The options of a `pyfunc` that somebody vouched for: its digest and its environment, which is built."""
-    environment = environments.ensure(ctx.home, requirements.read(folder), folder, progress=progress)
-    return {pyfunc.TRUST_OPTION: digest, OPTION: environment}
+    made = environments.ensure(ctx.home, requirements.read(folder), folder, progress=progress)
+    return {pyfunc.TRUST_OPTION: digest, environment.OPTION: made}
 
 
 def _runnable(ctx: Context, known: Version, progress: Callable[[str], object]) -> Version:
     """A recorded version, its environment built anew if that is gone."""
-    if known.options.get(OPTION):
+    if known.options.get(environment.OPTION):
         folder = artifact_path(ctx.home, known.digest)
         environments.build(ctx.home, requirements.read(folder), folder, progress=progress)
     return known
@@ -88,18 +94,29 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
             f"version {number} of {name!r} is Python code that was not registered here: if you know where "
             "it comes from, register its folder yourself"
         )
-    if source.runtime == "pyfunc" and not trust:
-        raise UntrustedArtifact(
-            f"version {number} of {name!r} is an MLflow python_function: loading it runs code and pickles "
-            "that it brings, and nobody here vouched for it. If you know where it comes from: "
-            f"interlock release {name} {number} --trust"
-        )
-    if source.runtime != "sklearn":
-        return dict(source.options)
+    if source.runtime == "pyfunc":
+        if not trust:
+            raise UntrustedArtifact(
+                f"version {number} of {name!r} is an MLflow python_function: loading it runs code and "
+                "pickles that it brings, and nobody here vouched for it. If you know where it comes from: "
+                f"interlock release {name} {number} --trust"
+            )
+        return {}  # they name its digest, which is not known yet
     path = folder / source.entry
-    options: dict[str, Any] = {
-        "input_datatype": source.options.get("input_datatype") or source.input_datatype or "FP32"
-    }
+    options = {key: value for key, value in source.options.items() if not key.startswith("trusted")}
+    if not source.ours and (table := _table(folder, name, number)) is not None:
+        options[OPTION] = msgspec.to_builtins(table)
+    if source.runtime != "sklearn":
+        if trust and source.runtime == "huggingface":
+            options["trusted_code"] = True
+        elif trust and source.runtime in ("torch", "keras", "tensorflow"):
+            graph = path / "saved_model.pb" if path.is_dir() else path
+            options[pickles.DIGEST_OPTION] = pickles.sha256_of(graph)
+        return options
+    options.setdefault("input_datatype", source.input_datatype or "FP32")
+    if not source.ours and OPTION in options:
+        # MLflow gives it a DataFrame; whether an array would do, only its training data could show.
+        options.update(named=True, input_datatype="FP64")
     if path.suffix == ".skops":
         if trust:
             options["trusted_types"] = sklearn.foreign_types(path)
@@ -108,3 +125,20 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
     else:
         pickles.refuse(path)
     return options
+
+
+def _table(folder: Path, name: str, number: str) -> Table | None:
+    """The columns that an MLmodel file declares, None if it declares tensors or nothing.
+
+    Raises: UnknownFormat for a column that no input of a model can carry.
+    """
+    signature = mlmodel.declared(folder).signature
+    if signature is None or not signature.columns:
+        return None
+    for spec in signature.inputs:
+        if spec.datatype not in DATATYPES:
+            raise UnknownFormat(
+                f"version {number} of {name!r}: its signature has the column {spec.name!r} of type "
+                f"{spec.datatype}, which no input of a model can carry: want numbers, booleans or texts"
+            )
+    return Table(tuple((spec.name, spec.datatype) for spec in signature.inputs))

@@ -16,8 +16,9 @@ import msgspec
 
 from interlock.core.errors import InterlockError, ModelNotFound, RegistryError, VersionNotFound
 from interlock.core.model import Signature
-from interlock.registry import mlmodel
+from interlock.registry import mlmodel, mlrun
 from interlock.registry.address import Address
+from interlock.registry.mlrun import Facts, SeenRun
 from interlock.registry.quiet import quiet as _quiet
 from interlock.registry.store import alone_in_database, make_store
 
@@ -34,6 +35,14 @@ class RegisteredVersion(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...]
     tags: dict[str, str]
     created_s: float
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A version and the run that it came from, None where that is gone or there was none."""
+
+    entry: RegisteredVersion
+    description: str
+    run: SeenRun | None
 
 
 class Registry:
@@ -136,6 +145,28 @@ class Registry:
                     item.rename(folder / item.name)
                 path.rmdir()
 
+    def download_described(self, model: str, number: str, folder: Path) -> None:
+        """Copy a version's MLmodel file and what describes it beside, but none of the model's own files."""
+        with self._translated(model=model, selector=number):
+            uri = self.client.get_model_version_download_uri(model, number)
+            mlrun.download_described(uri, self.tracking_uri, folder)
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether a run is one of this store's."""
+        with self._translated():
+            return self._run(run_id) is not None
+
+    def look(self, model: str, selector: str | None) -> Seen:
+        """All that MLflow shows of one version, whoever registered it.
+
+        Raises: ModelNotFound, VersionNotFound.
+        """
+        entry = self.resolve(model, selector)
+        with self._translated(model=model, selector=entry.number):
+            found = self.client.get_model_version(model, entry.number)
+            run = self._run(found.run_id) if found.run_id else None
+            return Seen(entry, str(found.description or ""), None if run is None else mlrun.seen(run))
+
     # Writing
 
     def log_version(
@@ -149,28 +180,34 @@ class Registry:
         options: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
+        facts: Facts | None = None,
     ) -> tuple[str, bool]:
         """Log an artifact folder as a new version of a model: its number, and whether the model is new.
 
         A plain MLflow client can read it: an MLmodel file with flavor, signature and requirements lies
-        beside the files, a run holds `metrics`. On failure nothing is left that the registry lists.
+        beside the files, a run holds `metrics` and the `facts`. On failure nothing is left that the registry
+        lists.
         """
         undo: list[Callable[[], object]] = []
+        facts = facts or Facts()
         with self._translated(model=model), _quiet():
             try:
-                run = self.client.create_run(self._experiment(), run_name=model)
+                run = mlrun.begin(self.client, model, facts, self._experiment)
                 undo.append(lambda: self.client.delete_run(run.info.run_id))
-                for key, value in metrics.items():
-                    self.client.log_metric(run.info.run_id, key, value)
+                # In our own experiment, whose files lie where the registry keeps them: those of a training
+                # run's may lie in the folder where somebody happened to train.
                 # The SQL store looks a logged model without a run up through the process-wide tracking URI;
                 # with a run it does not, and nothing global needs setting.
                 logged = self.client.create_logged_model(
-                    run.info.experiment_id, name=_logged_name(model), source_run_id=run.info.run_id
+                    self._experiment(),
+                    name=_logged_name(model),
+                    source_run_id=run.info.run_id,
+                    params=facts.params,
                 )
                 undo.append(lambda: self.client.delete_logged_model(logged.model_id))
-                with mlmodel.packed(
-                    files, runtime, entry, signature, options, logged.model_id, run.info.run_id
-                ) as folder:
+                mlrun.log(self.client, run.info.run_id, logged.model_id, metrics, facts)
+                ids = logged.model_id, run.info.run_id
+                with mlmodel.packed(files, runtime, entry, signature, options, *ids, facts.files) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
                 self._hide_artifacts(str(logged.artifact_location))
                 self.client.finalize_logged_model(logged.model_id, "READY")
@@ -221,6 +258,16 @@ class Registry:
 
     def _alone(self) -> AbstractContextManager[None]:
         return alone_in_database(self.tracking_uri) if self._address.is_database else nullcontext()
+
+    def _run(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
