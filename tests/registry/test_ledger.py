@@ -24,6 +24,7 @@ from interlock.core.errors import (
 from interlock.core.fault import Fault, selftest_model
 from interlock.core.model import ModelSettings, Signature, TensorSpec, Version
 from interlock.core.policy import Policy
+from interlock.core.provenance import Provenance, Quality
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.ledger import Ledger
@@ -421,3 +422,23 @@ def test_releases_of_the_first_schema_are_kept_and_numbers_go_on(tmp_path: Path)
         new.request_release("iris", "1", "now", 6.0)
     assert new.request_release("iris", "1", "now", 6.0, supersede=True).id == 9
     new.close()
+
+
+def test_what_an_older_interlock_recorded_has_no_provenance(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    Ledger(path, migrations=schema.MIGRATIONS[:2]).close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO models VALUES ('iris', '{}', NULL)")
+        record = msgspec.json.encode(version()).decode()
+        raw.execute("INSERT INTO versions VALUES ('iris', '1', ?, 1.0)", [record])
+    ledger = Ledger(path)
+    try:
+        assert ledger.version("iris", "1") == version()
+        assert ledger.provenance("iris", "1") is None and ledger.main_metrics("iris") == {}
+        quality = Quality("classification", 3, {"accuracy": 0.5, "brier": 0.2})
+        ledger.put_version(version("2"), 2.0, provenance=Provenance(quality=quality))
+        assert ledger.provenance("iris", "2") == Provenance(quality=quality)
+        assert ledger.main_metrics("iris") == {"2": ("accuracy", 0.5)}
+        assert ledger.provenance("iris", "3") is None
+    finally:
+        ledger.close()

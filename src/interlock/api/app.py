@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from interlock import __version__
-from interlock.api import schema
+from interlock.api import rollouts, schema, versions
 from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, resumption
 from interlock.api.guard import Guard, rules
 from interlock.api.problems import answer, problem
-from interlock.api.rollouts import KINDS, Looked, add_rollouts
+from interlock.api.rollouts import Looked
 from interlock.core.errors import (
     Forbidden,
     InterlockError,
@@ -113,7 +113,8 @@ def _app(deps: AdminDeps) -> FastAPI:
         redoc_url=None,
     )
     _reads(app, deps)
-    add_rollouts(app, deps.context, deps.looked)
+    rollouts.add_rollouts(app, deps.context, deps.looked)
+    versions.add_versions(app, deps.context)
     _changes(app, deps)
     _probes(app, deps)
     app.add_exception_handler(InterlockError, _on_error)
@@ -127,7 +128,8 @@ def _app(deps: AdminDeps) -> FastAPI:
         list[Event],
         list[ReleaseRow],
         list[Quarantine],
-        *KINDS,
+        *rollouts.KINDS,
+        *versions.KINDS,
     )
     described: list[dict[str, Any]] = []
 

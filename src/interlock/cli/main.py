@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("register", "Make a model file a version that can be served."),
     "models": ("models", "List the models."),
     "versions": ("models", "List the versions of a model."),
+    "show": ("record", "Show all that is recorded of a version."),
+    "diff": ("record", "Show what differs between two versions."),
     "release": ("release", "Put a version live."),
     "pause": ("release", "Leave a canary's weight as it is."),
     "resume": ("release", "Let a paused canary go on."),

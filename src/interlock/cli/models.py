@@ -63,7 +63,7 @@ def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
         show.as_json(found)
         return
     show.table(
-        ["version", "live", "state", "aliases", "runtime", "placement", "registered", "digest"],
+        ["version", "live", "state", "aliases", "runtime", "placement", "quality", "registered", "digest"],
         [
             (
                 version.number,
@@ -72,6 +72,7 @@ def versions(name: str, home: Path, url: str | None, as_json: bool) -> None:
                 ", ".join(version.aliases),
                 version.runtime,
                 version.placement,
+                "" if version.quality is None else f"{version.metric} {version.quality:.4g}",
                 show.ago(version.created_s),
                 version.digest[:19],
             )

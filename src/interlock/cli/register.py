@@ -24,10 +24,18 @@ def _there(_context: click.Context, _parameter: click.Parameter, artifact: str) 
 @click.option("--data", help="Reference data, a CSV or Parquet file: for the checks, and to convert by.")
 @click.option("--target", metavar="COL", help="The column of the data that is the answer, not an input.")
 @click.option("--trust", is_flag=True, help="Load it although loading runs code that it holds (pickle).")
+@click.option("--run", metavar="RUN_ID", help="The MLflow run that trained it: its run becomes a child.")
 @home_option
 @json_option
 def register(
-    name: str, artifact: str, data: str | None, target: str | None, trust: bool, home: Path, as_json: bool
+    name: str,
+    artifact: str,
+    data: str | None,
+    target: str | None,
+    trust: bool,
+    run: str | None,
+    home: Path,
+    as_json: bool,
 ) -> None:
     """Make a model file the next version of NAME: checked, measured and kept. It is not live yet.
 
@@ -40,7 +48,9 @@ def register(
         raise click.UsageError("--target names a column of --data, and there is no --data")
     context = open_context(home)
     try:
-        done = operation(context, name, artifact, data=data, target=target, trust=trust, progress=show.say)
+        done = operation(
+            context, name, artifact, data=data, target=target, trust=trust, run=run, progress=show.say
+        )
     finally:
         context.close()
     if as_json:

@@ -119,12 +119,17 @@ class Placement(StrEnum):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """Measured at registration: `batch_s` maps rows to seconds a call; `resident_bytes` is after the load."""
+    """Measured at registration: `batch_s` maps rows to seconds a call; `resident_bytes` is after the load.
+
+    `batch_bytes` maps rows to the most memory that the model held while such a batch ran, the loaded model
+    included; empty where the system does not tell.
+    """
 
     batch_s: dict[int, float] = {}
     load_s: float = 0.0
     resident_bytes: int = 0
     artifact_bytes: int = 0
+    batch_bytes: dict[int, int] = {}
 
 
 class Version(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from interlock.registry.rows import Event, ReleaseRow
 
 if TYPE_CHECKING:
     from interlock.operations.context import Context
+    from interlock.operations.description import Description
     from interlock.rollout.certificate import Certificate
     from interlock.rollout.view import RolloutView
 
@@ -37,6 +38,7 @@ class Control(Protocol):
     def status(self) -> Status: ...
     def models(self) -> list[ModelSummary]: ...
     def versions(self, name: str) -> list[VersionSummary]: ...
+    def describe(self, name: str, selector: str | None) -> Description: ...
     def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]: ...
     def quarantine(self) -> list[Quarantine]: ...
     def release(self, name: str, selector: str | None) -> ReleaseRow: ...
@@ -92,6 +94,14 @@ class AdminControl:
 
     def versions(self, name: str) -> list[VersionSummary]:
         return self._ask("GET", f"/api/models/{quote(name, safe='')}/versions", list[VersionSummary])
+
+    def describe(self, name: str, selector: str | None) -> Description:
+        from interlock.operations.description import Description
+
+        which = "newest" if selector is None else selector
+        return self._ask(
+            "GET", f"/api/models/{quote(name, safe='')}/versions/{quote(which, safe='@')}", Description
+        )
 
     def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
         asked = {"model": model, "after": after_seq, "limit": limit}
@@ -181,6 +191,11 @@ class HomeControl:
         from interlock.operations import status
 
         return status.versions(self._context, name, None)
+
+    def describe(self, name: str, selector: str | None) -> Description:
+        from interlock.operations import description
+
+        return description.describe(self._context, name, selector)
 
     def events(self, model: str | None, after_seq: int | None, limit: int) -> list[Event]:
         from interlock.operations import status

@@ -15,11 +15,14 @@ import msgspec
 import numpy as np
 
 from interlock.core.model import Signature, Version, artifact_path, check_name
+from interlock.core.provenance import Provenance
+from interlock.operations import provenance
 from interlock.operations import reference as data_of
 from interlock.operations.artifact import recognise
 from interlock.operations.context import Context, opened
 from interlock.operations.reference import Reference
 from interlock.registry import artifacts
+from interlock.registry.mlrun import facts_of
 from interlock.runtime.check import CheckReport
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_prepared_check
 from interlock.runtime.prepare import ConversionReport
@@ -36,6 +39,7 @@ class Registered(msgspec.Struct, frozen=True):
     number: str
     report: CheckReport
     conversion: ConversionReport | None = None
+    provenance: Provenance | None = None
 
     def __repr__(self) -> str:
         version = self.version
@@ -56,6 +60,7 @@ def register(
     target: str | None = None,
     trust: bool = False,
     tags: dict[str, str] | None = None,
+    run: str | None = None,
     time_s: float = DEFAULT_TIME_S,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
@@ -63,13 +68,16 @@ def register(
     """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
-    column in them that is the answer. `trust` vouches for code that loading runs. `time_s` and
-    `memory_bytes` bound the checking process.
+    column in them that is the answer. `trust` vouches for code that loading runs. `run`: the MLflow run that
+    trained it, by default the active one of this process. `time_s` and `memory_bytes` bound the checking
+    process.
     Raises: ArtifactError (UnknownFormat, UntrustedArtifact, LoadFailed, CheckFailed), ConfigError,
     MissingExtra, RegistryError, LedgerError. Nothing is registered then.
     """
     check_name(name)
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
+    path = None if data is None or isinstance(data, Reference) else Path(data)
+    found = provenance.gather(ctx, artifact, rows, data=path, target=target, run=run)
     progress("reading the model")
     given = recognise(artifact, trust=trust)
     with tempfile.TemporaryDirectory(prefix="interlock-register-") as text:
@@ -95,8 +103,12 @@ def register(
     draft = msgspec.structs.replace(
         draft, digest=digest, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
     )
+    if rows is not None and rows.target is not None:
+        progress("measuring it on the reference rows")
+    quality = provenance.measure(artifact_path(ctx.home, digest), described(draft, "new", report), rows)
     progress("logging it into the registry")
-    return _record(ctx, draft, report, prepared.conversion, tags or {})
+    found = provenance.completed(found, report, quality, prepared.conversion)
+    return _record(ctx, draft, report, prepared.conversion, found, tags or {})
 
 
 def register_model(
@@ -143,10 +155,11 @@ def _record(
     draft: Version,
     report: CheckReport,
     conversion: ConversionReport | None,
+    found: Provenance,
     tags: dict[str, str],
 ) -> Registered:
     """Into the registry and the ledger; if the ledger refuses, out of the registry again."""
-    metrics = {f"batch_{rows}_s": seconds for rows, seconds in report.profile.batch_s.items()}
+    metrics = {}
     if conversion is not None and conversion.difference is not None and np.isfinite(conversion.difference):
         metrics["conversion_largest_difference"] = conversion.difference
     number, is_new = ctx.registry.log_version(
@@ -158,17 +171,18 @@ def _record(
         options=draft.options,
         metrics=metrics,
         tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
+        facts=facts_of(described(draft, "new", report), found),
     )
     version = described(draft, number, report)
     try:
-        version = put(ctx, version)
+        version = put(ctx, version, found)
     except BaseException:
         ctx.registry.remove(draft.model, number, model_too=is_new)
         raise
-    return Registered(version, number, report, conversion)
+    return Registered(version, number, report, conversion, found)
 
 
-def put(ctx: Context, version: Version) -> Version:
+def put(ctx: Context, version: Version, found: Provenance | None = None) -> Version:
     """Into the ledger; another process that recorded the same artifact first has the last word.
 
     Raises: LedgerError.
@@ -176,5 +190,5 @@ def put(ctx: Context, version: Version) -> Version:
     known = ctx.ledger.version(version.model, version.number)
     if known is not None and known.digest == version.digest:
         return known
-    ctx.ledger.put_version(version, ctx.now_s(), replace=True)
+    ctx.ledger.put_version(version, ctx.now_s(), replace=True, provenance=found)
     return version

@@ -17,7 +17,7 @@ def registry_numbers(ctx: Context) -> dict[str, list[str]]:
 
     Two searches however many models there are. Raises: RegistryError.
     """
-    if _is_empty(ctx):
+    if is_empty(ctx):
         return {}
     found: dict[str, list[str]] = {name: [] for name in ctx.registry.models()}
     for version in _pages(ctx.registry.client.search_model_versions):
@@ -30,7 +30,7 @@ def registry_versions(ctx: Context, name: str) -> dict[str, RegisteredVersion]:
 
     Raises: RegistryError.
     """
-    if _is_empty(ctx):
+    if is_empty(ctx):
         return {}
     try:
         return {version.number: version for version in ctx.registry.versions(name)}
@@ -38,7 +38,7 @@ def registry_versions(ctx: Context, name: str) -> dict[str, RegisteredVersion]:
         return {}
 
 
-def _is_empty(ctx: Context) -> bool:
+def is_empty(ctx: Context) -> bool:
     """Whether the home's own store was never made: no need then to load MLflow, which takes seconds."""
     return ctx.registry.is_default and not (ctx.home / "mlflow.db").exists()
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from interlock.core.errors import UntrustedArtifact
 from interlock.core.model import Signature, Version, artifact_path
+from interlock.core.provenance import Provenance
 from interlock.operations.context import Context
+from interlock.operations.provenance import completed
 from interlock.operations.register import described, put
-from interlock.registry import artifacts, mlmodel
+from interlock.registry import artifacts, mlmodel, mlrun
 from interlock.runtime import pickles, sklearn
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check
 
@@ -44,6 +46,7 @@ def resolve(
         folder = Path(text)
         ctx.registry.download(name, found.number, folder)
         source = mlmodel.read(folder)
+        recorded = mlrun.read_files(folder)  # of another home's Interlock
         mlmodel.strip(folder)
         options = _options(source, folder, name, found.number, trust)
         digest = artifacts.add(ctx.home, folder)
@@ -52,7 +55,8 @@ def resolve(
     progress("checking it in a process of its own")
     draft = Version(name, "new", digest, source.runtime, source.entry, Signature((), ()), options=options)
     report = run_check(artifact_path(ctx.home, digest), draft, time_s=time_s, memory_bytes=memory_bytes)
-    return put(ctx, described(draft, found.number, report))
+    seen = completed(Provenance(), report, None, None) if recorded is None else recorded
+    return put(ctx, described(draft, found.number, report), seen)
 
 
 def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust: bool) -> dict[str, Any]:

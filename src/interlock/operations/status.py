@@ -69,7 +69,9 @@ class ModelSummary(msgspec.Struct, frozen=True):
 
 
 class VersionSummary(msgspec.Struct, frozen=True):
-    """One registered version and where it stands on the node; `state` is "" where no worker has it."""
+    """One registered version and where it stands on the node; `state` is "" where no worker has it.
+
+    `metric` names the first of its reference metrics, of the value `quality`; "" where none was measured."""
 
     number: str
     live: bool
@@ -81,6 +83,8 @@ class VersionSummary(msgspec.Struct, frozen=True):
     state: str = ""
     reason: str = ""
     ready: int = 0
+    metric: str = ""
+    quality: float | None = None
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -218,6 +222,7 @@ def versions(ctx: Context, name: str, node: NodeStatus | None) -> list[VersionSu
     if not recorded and not registered:
         raise ModelNotFound(f"no model {name!r} in the registry or the ledger; see: interlock models")
     live = ctx.ledger.live(name)
+    main_metrics = ctx.ledger.main_metrics(name)
     found = []
     for number in sorted({*recorded, *registered}, key=version_order, reverse=True):
         known = registered.get(number)
@@ -230,8 +235,14 @@ def versions(ctx: Context, name: str, node: NodeStatus | None) -> list[VersionSu
             **_standing(node, name, number),
         )
         if version := recorded.get(number):
+            metric, quality = main_metrics.get(number, ("", None))
             summary = msgspec.structs.replace(
-                summary, digest=version.digest, runtime=version.runtime, placement=version.placement.value
+                summary,
+                digest=version.digest,
+                runtime=version.runtime,
+                placement=version.placement.value,
+                metric=metric,
+                quality=quality,
             )
         found.append(summary)
     return found

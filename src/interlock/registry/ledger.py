@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from interlock.core.errors import LedgerError, ModelNotFound, ReleaseRefused, VersionNotFound
 from interlock.core.model import Model, ModelSettings, Version, check_fault
 from interlock.core.policy import Policy
+from interlock.core.provenance import Provenance, Quality
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.database import Database
@@ -24,6 +25,12 @@ from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, RampEpoch, 
 from interlock.registry.schema import epochs, events, meta, models, releases, versions
 
 __all__ = ["Event", "Ledger", "RampEpoch", "ReleaseRow", "ReleaseState"]
+
+
+class _Measured(msgspec.Struct):
+    """The part of a Provenance that a list shows; the rest is long and stays unread."""
+
+    quality: Quality | None = None
 
 
 class Ledger:
@@ -56,7 +63,14 @@ class Ledger:
 
     # Models and versions
 
-    def put_version(self, version: Version, time_s: float, *, replace: bool = False) -> None:
+    def put_version(
+        self,
+        version: Version,
+        time_s: float,
+        *,
+        replace: bool = False,
+        provenance: Provenance | None = None,
+    ) -> None:
         """Record a version for good, and its model with default settings if that is new.
 
         The same record again changes nothing. `replace` is for a number that the registry deleted and gave
@@ -64,7 +78,11 @@ class Ledger:
         Raises: LedgerError if another record stands under this model and number; ConfigError for a fault.
         """
         check_fault(version)
-        record = _json(version)
+        values = {
+            "record": _json(version),
+            "created_s": time_s,
+            "provenance": None if provenance is None else _json(provenance),
+        }
         with self._database.write() as connection:
             old = connection.execute(
                 sa.select(versions.c.record).where(
@@ -92,14 +110,12 @@ class Ledger:
                 connection.execute(
                     versions.update()
                     .where(versions.c.model == version.model, versions.c.number == version.number)
-                    .values(record=record, created_s=time_s)
+                    .values(**values)
                 )
             else:
                 self._ensure_model(connection, version.model)
                 connection.execute(
-                    versions.insert().values(
-                        model=version.model, number=version.number, record=record, created_s=time_s
-                    )
+                    versions.insert().values(model=version.model, number=version.number, **values)
                 )
             self._event(connection, time_s, version.model, "version.registered", body)
 
@@ -110,6 +126,30 @@ class Ledger:
                 sa.select(versions.c.record).where(versions.c.model == model, versions.c.number == number)
             ).scalar()
         return None if record is None else msgspec.json.decode(record, type=Version)
+
+    def provenance(self, model: str, number: str) -> Provenance | None:
+        """What is recorded of one version beside itself; None for one of an older Interlock, or unknown."""
+        with self._database.read() as connection:
+            found = connection.execute(
+                sa.select(versions.c.provenance).where(versions.c.model == model, versions.c.number == number)
+            ).scalar()
+        return None if found is None else msgspec.json.decode(found, type=Provenance)
+
+    def main_metrics(self, model: str) -> dict[str, tuple[str, float]]:
+        """The first metric of each version of a model on its reference rows, by number, where it has one."""
+        query = sa.select(versions.c.number, versions.c.provenance).where(
+            versions.c.model == model, versions.c.provenance.is_not(None)
+        )
+        with self._database.read() as connection:
+            rows = [
+                (number, msgspec.json.decode(text, type=_Measured))
+                for number, text in connection.execute(query)
+            ]
+        return {
+            number: next(iter(found.quality.metrics.items()))
+            for number, found in rows
+            if found.quality is not None and found.quality.metrics
+        }
 
     def versions(self, model: str | None = None) -> list[Version]:
         """All recorded versions (of one model), by model, oldest first."""

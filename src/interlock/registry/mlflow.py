@@ -1,16 +1,13 @@
 """Owns the face to the model registry: MLflow's own client and store, imported only when first asked.
 
-Nothing global is set: every call goes through a client that was given its URIs, and models are never loaded
-through MLflow.
+Every call goes through a client that was given its URIs, within what `quiet.py` lends and gives back, and
+after a short question whether the store answers. Models are never loaded through MLflow.
 """
 
-import fcntl
 import logging
-import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,14 @@ import msgspec
 
 from interlock.core.errors import InterlockError, ModelNotFound, RegistryError, VersionNotFound
 from interlock.core.model import Signature
-from interlock.registry import mlmodel
-from interlock.registry.database import make_private
+from interlock.registry import mlmodel, mlrun
+from interlock.registry.address import Address
+from interlock.registry.mlrun import Facts, SeenRun
+from interlock.registry.quiet import quiet as _quiet
+from interlock.registry.store import alone_in_database, make_store
 
 EXPERIMENT = "interlock"
+_REMEDY = "check MLFLOW_TRACKING_URI and that the store answers"
 
 
 class RegisteredVersion(msgspec.Struct, frozen=True):
@@ -36,6 +37,14 @@ class RegisteredVersion(msgspec.Struct, frozen=True):
     created_s: float
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """A version and the run that it came from, None where that is gone or there was none."""
+
+    entry: RegisteredVersion
+    description: str
+    run: SeenRun | None
+
+
 class Registry:
     """MLflow behind one small face. `tracking_uri` None: a SQLite store and artifacts in the home folder.
 
@@ -46,19 +55,26 @@ class Registry:
         self.home = home
         self.tracking_uri = tracking_uri or f"sqlite:///{home.absolute() / 'mlflow.db'}"
         self.is_default = tracking_uri is None
+        self._address = Address(self.tracking_uri)
 
     @cached_property
     def client(self) -> Any:
         """MLflow's client; importing it takes seconds."""
         with self._translated():
-            with _quiet():
-                from mlflow import MlflowClient
-            with _quiet():  # anew: the import has set MLflow's own log level
+            from mlflow import MlflowClient
+
+            with _quiet(), self._alone():  # quiet anew: the import has set MLflow's own log level
                 if self.is_default:
-                    _make_store(self.home / "mlflow.db")
+                    make_store(self.home / "mlflow.db")
                 client = MlflowClient(self.tracking_uri, self.tracking_uri)
                 client.search_registered_models(max_results=1)  # makes a new store's tables, and says so
             return client
+
+    def check_answers(self) -> None:
+        """Nothing, if the store can be asked; without importing MLflow, and within `PROBE_S`."""
+        why = self._address.why_silent()
+        if why is not None:
+            raise RegistryError(f"the registry {self._where} does not answer: {why}; {_REMEDY}")
 
     # Reading
 
@@ -129,6 +145,28 @@ class Registry:
                     item.rename(folder / item.name)
                 path.rmdir()
 
+    def download_described(self, model: str, number: str, folder: Path) -> None:
+        """Copy a version's MLmodel file and what describes it beside, but none of the model's own files."""
+        with self._translated(model=model, selector=number):
+            uri = self.client.get_model_version_download_uri(model, number)
+            mlrun.download_described(uri, self.tracking_uri, folder)
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether a run is one of this store's."""
+        with self._translated():
+            return self._run(run_id) is not None
+
+    def look(self, model: str, selector: str | None) -> Seen:
+        """All that MLflow shows of one version, whoever registered it.
+
+        Raises: ModelNotFound, VersionNotFound.
+        """
+        entry = self.resolve(model, selector)
+        with self._translated(model=model, selector=entry.number):
+            found = self.client.get_model_version(model, entry.number)
+            run = self._run(found.run_id) if found.run_id else None
+            return Seen(entry, str(found.description or ""), None if run is None else mlrun.seen(run))
+
     # Writing
 
     def log_version(
@@ -142,28 +180,34 @@ class Registry:
         options: Mapping[str, Any],
         metrics: Mapping[str, float],
         tags: Mapping[str, str],
+        facts: Facts | None = None,
     ) -> tuple[str, bool]:
         """Log an artifact folder as a new version of a model: its number, and whether the model is new.
 
         A plain MLflow client can read it: an MLmodel file with flavor, signature and requirements lies
-        beside the files, a run holds `metrics`. On failure nothing is left that the registry lists.
+        beside the files, a run holds `metrics` and the `facts`. On failure nothing is left that the registry
+        lists.
         """
         undo: list[Callable[[], object]] = []
+        facts = facts or Facts()
         with self._translated(model=model), _quiet():
             try:
-                run = self.client.create_run(self._experiment(), run_name=model)
+                run = mlrun.begin(self.client, model, facts, self._experiment)
                 undo.append(lambda: self.client.delete_run(run.info.run_id))
-                for key, value in metrics.items():
-                    self.client.log_metric(run.info.run_id, key, value)
+                # In our own experiment, whose files lie where the registry keeps them: those of a training
+                # run's may lie in the folder where somebody happened to train.
                 # The SQL store looks a logged model without a run up through the process-wide tracking URI;
                 # with a run it does not, and nothing global needs setting.
                 logged = self.client.create_logged_model(
-                    run.info.experiment_id, name=_logged_name(model), source_run_id=run.info.run_id
+                    self._experiment(),
+                    name=_logged_name(model),
+                    source_run_id=run.info.run_id,
+                    params=facts.params,
                 )
                 undo.append(lambda: self.client.delete_logged_model(logged.model_id))
-                with mlmodel.packed(
-                    files, runtime, entry, signature, options, logged.model_id, run.info.run_id
-                ) as folder:
+                mlrun.log(self.client, run.info.run_id, logged.model_id, metrics, facts)
+                ids = logged.model_id, run.info.run_id
+                with mlmodel.packed(files, runtime, entry, signature, options, *ids, facts.files) as folder:
                     self.client.log_model_artifacts(logged.model_id, str(folder))
                 self._hide_artifacts(str(logged.artifact_location))
                 self.client.finalize_logged_model(logged.model_id, "READY")
@@ -209,7 +253,20 @@ class Registry:
 
     @property
     def _where(self) -> str:
-        return re.sub(r"//[^@/]*@", "//", self.tracking_uri)  # a password in the URI is nobody's business
+        return self._address.shown
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return alone_in_database(self.tracking_uri) if self._address.is_database else nullcontext()
+
+    def _run(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
 
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -231,7 +288,7 @@ class Registry:
     @property
     def _keeps_artifacts(self) -> bool:
         """A server says where artifacts go; a bare SQL store would put them in the current folder."""
-        return not self.tracking_uri.startswith(("http://", "https://"))
+        return not self._address.is_http
 
     def _hide_artifacts(self, location: str) -> None:
         """Take the rights of other users off what MLflow has written below the home folder."""
@@ -273,27 +330,30 @@ class Registry:
 
     @contextmanager
     def _translated(self, model: str | None = None, selector: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except InterlockError:
-            raise
-        except Exception as error:  # MLflow, SQLAlchemy, requests and cloud stores share no root
-            code = getattr(error, "error_code", "")
-            missing = code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") and model is not None
-            if missing and not self._has(model):
-                raise ModelNotFound(f"no model {model!r} in the registry {self._where}") from None
-            if missing and selector is not None:
-                raise VersionNotFound(
-                    f"no version {selector!r} of model {model!r} in the registry {self._where}"
-                ) from None
-            remedy = (
-                "check that the disk has room and the home folder belongs to this user"
-                if self.is_default
-                else "check MLFLOW_TRACKING_URI and that the store answers"
-            )
-            raise RegistryError(
-                f"the registry {self._where}: {type(error).__name__}: {str(error)[:500]}; {remedy}"
-            ) from error
+        with _quiet():
+            try:
+                self.check_answers()
+                yield
+            except InterlockError:
+                raise
+            except Exception as error:  # MLflow, SQLAlchemy, requests and cloud stores share no root
+                code = getattr(error, "error_code", "")
+                missing = code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") and model is not None
+                if missing and not self._has(model):
+                    raise ModelNotFound(f"no model {model!r} in the registry {self._where}") from None
+                if missing and selector is not None:
+                    raise VersionNotFound(
+                        f"no version {selector!r} of model {model!r} in the registry {self._where}"
+                    ) from None
+                remedy = (
+                    "check that the disk has room and the home folder belongs to this user"
+                    if self.is_default
+                    else _REMEDY
+                )
+                told = self._address.hide(str(error))
+                raise RegistryError(
+                    f"the registry {self._where}: {type(error).__name__}: {told[:500]}; {remedy}"
+                ) from (error if told == str(error) else None)  # a traceback would show what is hidden
 
     def _has(self, model: str | None) -> bool:
         from mlflow.exceptions import MlflowException
@@ -303,49 +363,6 @@ class Registry:
         except MlflowException as error:
             return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
         return True
-
-
-def _make_store(path: Path) -> None:
-    """A new store, whole at once, where none is yet. MLflow's fifty migrations are no transaction: cut off
-    by Ctrl-C or a full disk they leave a file that no later start can mend."""
-    if path.exists() and not any(_unfinished(path)):
-        return
-    with _alone_in(path.parent):
-        # Whoever comes here is alone: these are of processes that were killed.
-        for left in _unfinished(path):
-            left.unlink(missing_ok=True)
-        if path.exists():  # another process was faster
-            return
-        from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
-
-        hidden = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-        make_private(hidden)
-        try:
-            engine = create_sqlalchemy_engine(f"sqlite:///{hidden}")  # type: ignore[no-untyped-call]
-            try:
-                _initialize_tables(engine)  # type: ignore[no-untyped-call]
-            finally:
-                engine.dispose()
-            os.link(hidden, path)
-        finally:
-            for left in _unfinished(path):
-                left.unlink(missing_ok=True)
-
-
-def _unfinished(path: Path) -> Iterator[Path]:
-    """Stores that are being made beside `path`, or whose making was cut off, with SQLite's own files."""
-    return path.parent.glob(f".{path.name}-*")
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process at a time, by a lock on the folder itself, which leaves no file and ends with its owner."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
@@ -375,24 +392,8 @@ def _undo(steps: list[Callable[[], object]]) -> None:
         try:
             step()
         except Exception as error:
-            logging.getLogger("interlock").warning("could not take back a step of a registration: %s", error)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No telemetry and no chatter of MLflow's, without leaving a trace in the user's process."""
-    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [logger.level for logger in loggers]
-    before = os.environ.get("MLFLOW_DISABLE_TELEMETRY")
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if before is None:
-            os.environ.pop("MLFLOW_DISABLE_TELEMETRY", None)
-        else:
-            os.environ["MLFLOW_DISABLE_TELEMETRY"] = before
+            logging.getLogger("interlock").warning(
+                # Its words may hold the password of the store.
+                "could not take back a step of a registration: %s",
+                type(error).__name__,
+            )

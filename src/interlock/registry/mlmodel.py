@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from interlock.core.errors import InterlockError, UnknownFormat
-from interlock.core.model import DATATYPES, Signature, TensorSpec
+from interlock.core.errors import ConfigError, InterlockError, UnknownFormat
+from interlock.core.model import DATATYPES, Signature, TensorSpec, datatype_of
+
+FOLDER = "interlock"
+"""The folder of a model's files that holds what is recorded of it, as JSON."""
 
 METADATA_FILES = frozenset(
     {
+        FOLDER,
         "MLmodel",
         "conda.yaml",
         "python_env.yaml",
@@ -54,6 +59,17 @@ class Source(msgspec.Struct, frozen=True):
     ours: bool
 
 
+class Declared(msgspec.Struct, frozen=True):
+    """What the MLmodel file and its neighbours say of a model, for people to read: the datatypes of MLflow's
+    that no tensor has stand under MLflow's names. `size_bytes` is None where MLflow did not write it."""
+
+    flavors: tuple[str, ...]
+    signature: Signature | None
+    requirements: tuple[str, ...] = ()
+    python: str | None = None
+    size_bytes: int | None = None
+
+
 @contextmanager
 def packed(
     files: Path,
@@ -63,8 +79,12 @@ def packed(
     options: Mapping[str, Any],
     model_id: str,
     run_id: str,
+    recorded: Mapping[str, bytes],
 ) -> Iterator[Path]:
-    """A temporary folder with `files` and what MLflow wants beside them."""
+    """A temporary folder with `files`, what MLflow wants beside them, and `recorded` in FOLDER.
+
+    Raises: ConfigError if the model has a file or folder of that name.
+    """
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory(prefix="interlock-log-") as name:
@@ -72,6 +92,14 @@ def packed(
         shutil.copytree(files, folder)
         for path in folder.rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
+        if recorded:
+            if (folder / FOLDER).exists():
+                raise ConfigError(
+                    f"the model has a file or folder {FOLDER!r}, which is Interlock's: rename it"
+                )
+            (folder / FOLDER).mkdir(mode=0o700)
+            for item, content in recorded.items():
+                (folder / FOLDER / item).write_bytes(content)
         described = Model(run_id=run_id, model_id=model_id, signature=_to_mlflow(signature))
         python = platform.python_version()
         environment = {"conda": "conda.yaml", "virtualenv": "python_env.yaml"}
@@ -146,6 +174,34 @@ def read(folder: Path) -> Source:
     )
 
 
+def declared(folder: Path) -> Declared:
+    """What a folder with an MLmodel file declares, whatever its flavors.
+
+    Raises: UnknownFormat for a file that is no MLmodel.
+    """
+    from mlflow.models import Model
+
+    try:
+        described = Model.load(str(folder))
+        flavors = described.flavors or {}
+        signature = None if described.signature is None else _from_mlflow(described.signature)
+    except Exception as error:  # whatever a malformed file makes MLflow or YAML raise
+        raise UnknownFormat(
+            f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+    lines = folder / "requirements.txt"
+    text = lines.read_text(errors="replace") if lines.is_file() else ""
+    python = next((str(f["python_version"]) for f in flavors.values() if "python_version" in f), None)
+    size_bytes = described.model_size_bytes
+    return Declared(
+        tuple(sorted(flavors)),
+        signature,
+        tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")),
+        python,
+        None if size_bytes is None else int(size_bytes),
+    )
+
+
 def strip(folder: Path) -> None:
     """Remove what MLflow laid beside the model's own files, so that equal models have equal digests."""
     for name in METADATA_FILES:
@@ -177,13 +233,64 @@ def _declared_datatype(signature: Any) -> str | None:
 
 def _to_mlflow(signature: Signature) -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema
+    from mlflow.types import ColSpec, Schema
     from mlflow.types import TensorSpec as MlflowSpec
 
     def schema(specs: tuple[TensorSpec, ...]) -> Any:
         return Schema([MlflowSpec(DATATYPES[spec.datatype], spec.shape, spec.name) for spec in specs])
 
-    return ModelSignature(schema(signature.inputs), schema(signature.outputs))
+    if not signature.columns:
+        return ModelSignature(schema(signature.inputs), schema(signature.outputs))
+    datatypes = {spec.name: spec.datatype for spec in signature.inputs}
+    whole = signature.inputs[0].datatype
+    types = {name: COLUMN_TYPE_OF[datatypes.get(name, whole)] for name in signature.columns}
+    columns: list[Any] = [ColSpec(kind, name) for name, kind in types.items()]
+    return ModelSignature(Schema(columns), schema(signature.outputs))
+
+
+def _from_mlflow(signature: Any) -> Signature:
+    def specs(schema: Any) -> tuple[TensorSpec, ...]:
+        found = []
+        for number, entry in enumerate(schema.inputs if schema is not None else ()):
+            name = entry.name if entry.name is not None else str(number)
+            if hasattr(entry, "shape"):
+                found.append(TensorSpec(name, _datatype(entry.type), tuple(int(n) for n in entry.shape)))
+            else:
+                kind = getattr(entry.type, "name", str(entry.type))
+                found.append(TensorSpec(name, DATATYPE_OF.get(kind, kind), (-1, 1)))
+        return tuple(found)
+
+    inputs = specs(signature.inputs)
+    is_table = signature.inputs is not None and not signature.inputs.is_tensor_spec()
+    columns = tuple(spec.name for spec in inputs) if is_table else ()
+    return Signature(inputs, specs(signature.outputs), columns=columns)
+
+
+def _datatype(dtype: Any) -> str:
+    try:
+        return datatype_of(np.empty(0, dtype))
+    except (ConfigError, TypeError):
+        return str(dtype)
+
+
+DATATYPE_OF = {
+    "boolean": "BOOL",
+    "integer": "INT32",
+    "long": "INT64",
+    "float": "FP32",
+    "double": "FP64",
+    "string": "BYTES",
+    "binary": "BYTES",
+}
+
+# MLflow refuses a DataFrame of doubles where it reads "float", and DataFrames hold doubles; its flavors cast
+# what they get to the model's own type. The same holds for integers, which are longs there.
+COLUMN_TYPE_OF = {
+    **dict.fromkeys(("FP16", "BF16", "FP32", "FP64", "UINT64"), "double"),
+    **dict.fromkeys(("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"), "long"),
+    "BOOL": "boolean",
+    "BYTES": "string",
+}
 
 
 def _version_of(package: str) -> str | None:

@@ -91,7 +91,10 @@ _V2: Migration = (
         PRIMARY KEY (release, number))""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_V1, _V2)
+# What is recorded of a version beside itself; versions of an older Interlock have none.
+_V3: Migration = ("ALTER TABLE versions ADD COLUMN provenance TEXT",)
+
+MIGRATIONS: tuple[Migration, ...] = (_V1, _V2, _V3)
 
 metadata = MetaData()
 models = Table(
@@ -108,6 +111,7 @@ versions = Table(
     Column("number", Text, primary_key=True),
     Column("record", Text),
     Column("created_s", Float),
+    Column("provenance", Text),
 )
 releases = Table(
     "releases",

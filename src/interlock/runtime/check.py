@@ -7,8 +7,9 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from interlock.runtime import examples
 from interlock.runtime.catalog import inspector_of, runtime_of
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
+from interlock.runtime.peak import peak_of
 from interlock.runtime.protocol import Loaded, streams_of
 from interlock.runtime.table import OPTION, table_of, with_columns
 
@@ -138,6 +140,7 @@ class _Checks:
     def run(self, load_s: float, before_bytes: int) -> CheckReport:
         self.results.append(CheckResult("loads", True, f"{load_s * 1e3:.1f} ms"))
         batch_s: dict[int, float] = {}
+        batch_bytes: dict[int, int] = {}
         resident_bytes = 0
         if self.declared.get("streaming"):
             batch_s = self._streams()
@@ -154,8 +157,9 @@ class _Checks:
             self._try("thread-safe", self._threads)
             if all(result.passed for result in self.results):
                 batch_s = self._measure()
+                batch_bytes = self._memory(batch_s, before_bytes)
         artifact_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        profile = Profile(batch_s, load_s, resident_bytes, artifact_bytes)
+        profile = Profile(batch_s, load_s, resident_bytes, artifact_bytes, batch_bytes)
         return CheckReport(
             tuple(self.results),
             self.signature,
@@ -342,6 +346,15 @@ class _Checks:
     def _measure(self) -> dict[int, float]:
         sizes = sorted({min(rows, self.limit) for rows in MEASURED_ROWS}) if self._batched else [1]
         return {count: _median_s(self.loaded, self._rows(count)) for count in sizes}
+
+    def _memory(self, sizes: Iterable[int], before_bytes: int) -> dict[int, int]:
+        found = {}
+        for count in sizes:
+            rows = self._rows(count)
+            peak_bytes = peak_of(partial(self.loaded.predict, rows))
+            if peak_bytes is not None:
+                found[count] = max(0, peak_bytes - before_bytes)
+        return found
 
 
 def _median_s(loaded: Loaded, rows: Tensors, budget_s: float = 0.2) -> float:

@@ -5,7 +5,6 @@
 
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from interlock.core import errors
 from interlock.core.errors import CheckFailed, InterlockError
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
 from interlock.runtime.check_limit import first_rows
+from interlock.runtime.child import end, environment, error_of, how_it_ended, resident_bytes
 from interlock.runtime.examples import texts_as_bytes
 from interlock.runtime.prepare import Prepared, prepare
 
@@ -117,8 +116,7 @@ def _run(
         _run_child(desk, version, time_s, memory_bytes)
         outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
     if outcome.report is None:
-        kind = getattr(errors, outcome.error, CheckFailed)
-        raise _with_message(kind, outcome.message)
+        raise error_of(outcome.error, outcome.message, CheckFailed)
     failures = outcome.report.failures
     if failures:
         said = "; ".join(f"{failure.name}: {failure.detail}" for failure in failures)
@@ -127,33 +125,26 @@ def _run(
 
 
 def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-        "ORT_DISABLE_TELEMETRY": "1",  # a model of plain Python may import it, too
-    }
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
             [sys.executable, "-m", "interlock.runtime.check_process", str(desk)],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
-            env=environment,
+            env=environment(),
             start_new_session=True,
             umask=0o077,
         )
         try:
             verdict = _watch(child, time.monotonic() + time_s, memory_bytes)
         finally:
-            _end(child)
+            end(child)
     if (desk / "outcome.json").exists() and not verdict:
         return
     said = (desk / "stderr").read_bytes()[-800:].decode(errors="replace").strip()
     note = (desk / "note").read_text() if (desk / "note").exists() else ""
     if not verdict:
-        verdict = _how_it_ended(child.returncode)
+        verdict = how_it_ended(child.returncode)
     if verdict == "time":
         reason = f"it did not finish within {time_s:g} s"
     elif verdict == "memory":
@@ -173,36 +164,8 @@ def _watch(child: "subprocess.Popen[bytes]", until: float, memory_bytes: int) ->
         except subprocess.TimeoutExpired:
             if time.monotonic() > until:
                 return "time"
-            if _resident_bytes(child.pid) > memory_bytes:
+            if resident_bytes(child.pid) > memory_bytes:
                 return "memory"
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    """The child and whatever it started."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it has left, and with it all of its group
-    child.wait()
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
-
-
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        return f"the process was killed by {signal.Signals(-code).name}"
-    return f"the process left with exit code {code}"
-
-
-def _with_message(kind: type[InterlockError], message: str) -> InterlockError:
-    error = kind.__new__(kind)
-    Exception.__init__(error, message)
-    return error
 
 
 def _storable(array: Array) -> Array:

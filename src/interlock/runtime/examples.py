@@ -80,6 +80,26 @@ def join(parts: list[Tensors]) -> Tensors:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def joined_where_equal(parts: list[Tensors]) -> list[Tensors]:
+    """Neighbours whose rows have equal shapes, joined; mostly one group of all.
+
+    >>> parts = [{"y": np.zeros(shape)} for shape in ((1, 2), (3, 2), (1, 5))]
+    >>> [len(group["y"]) for group in joined_where_equal(parts)]
+    [4, 1]
+    """
+    runs: list[list[Tensors]] = []
+    for part in parts:
+        if runs and _row_shapes(runs[-1][0]) == _row_shapes(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return [run[0] if len(run) == 1 else join(run) for run in runs]
+
+
+def _row_shapes(part: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in part.items()}
+
+
 def difference(left: Tensors, right: Tensors) -> float:
     """The largest |a - b| / max(1, |b|) over all outputs; infinite where labels, shapes or names differ."""
     if left.keys() != right.keys():

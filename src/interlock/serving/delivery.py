@@ -4,9 +4,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from interlock.core.errors import InterlockError
+from interlock.core.expected import Expected
 from interlock.core.model import Tensors
 from interlock.core.request import Outputs, Response
-from interlock.serving.batch import Expected
 from interlock.serving.call import Call
 from interlock.serving.placement import StreamPlace
 

@@ -24,10 +24,11 @@ from interlock.core.errors import (
     RequestTooLarge,
     Unavailable,
 )
+from interlock.core.expected import Expected
 from interlock.core.model import DATATYPES, Inputs, ModelSettings, Tensors, Version
 from interlock.core.request import PRIORITY_NORMAL, Outputs, Request, Response, Sink, Tally, Ticket
 from interlock.serving.admission import QueueView, decide
-from interlock.serving.batch import Expected, join, shapes_of
+from interlock.serving.batch import join, shapes_of
 from interlock.serving.batcher import Batch, Batcher
 from interlock.serving.call import Call, Part, split
 from interlock.serving.delivery import Delivery

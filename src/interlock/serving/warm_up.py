@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 
 from interlock.core.errors import LoadFailed, OutputMismatch
+from interlock.core.expected import Expected
 from interlock.core.model import DATATYPES, Tensors, Version
 from interlock.runtime.protocol import Loaded, streams_of
-from interlock.serving.batch import Expected
 from interlock.serving.executor_model import checked
 
 
