@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.arrivals import percentiles
+from interlock.operations.arrivals import percentiles
 from benchmarks.models import IMAGE_SHAPE
 from benchmarks.pairs import Goal, Plan, Row, Sample, Side, compare
 from benchmarks.process import CLIENT_CORE, SERVER_CORE, Started

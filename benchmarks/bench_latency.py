@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks import models, peers
 from benchmarks.node import Node, serve
 from benchmarks.pairs import Goal, Plan, Row, also, compare
-from benchmarks.request import Request
+from interlock.operations.load import Request
 from benchmarks.sides import direct_side, open_side, reference
 
 RATE_PER_S = 1000.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.arrivals import Percentiles, percentiles
+from interlock.operations.arrivals import Percentiles, percentiles
 from benchmarks.models import session
 
 

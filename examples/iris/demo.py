@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.load import OpenLoopProcess
-from benchmarks.request import Request
+from interlock.operations.load import Request
 from examples.iris.evidence import register_forests, release_forests
 from examples.iris.evidence import table as evidence_table
 from examples.iris.models import Rows, irises, train

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from benchmarks.load import OpenLoopProcess, OpenLoopResult
-from benchmarks.request import Request
+from benchmarks.load import OpenLoopProcess
+from interlock.operations.load import OpenLoopResult
+from interlock.operations.load import Request
 from examples.iris.forests import CANDIDATES, LIVE, Forest
 from examples.iris.models import Rows
 from examples.iris.node import CommandFailed, DemoNode, Up

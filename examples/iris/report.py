@@ -7,8 +7,8 @@ from statistics import median
 import msgspec
 from rich.table import Table
 
-from benchmarks.arrivals import Percentiles
-from benchmarks.load import OpenLoopResult
+from interlock.operations.arrivals import Percentiles
+from interlock.operations.load import OpenLoopResult
 from examples.iris.node import Swap
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.request import Request
+from interlock.operations.load import Request
 from benchmarks.wrk import parse_wrk, wrk_script
 
 LINE = (

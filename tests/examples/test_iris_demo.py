@@ -14,8 +14,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from benchmarks.arrivals import percentiles
-from benchmarks.load import OpenLoopResult
+from interlock.operations.arrivals import percentiles
+from interlock.operations.load import OpenLoopResult
 from examples.iris.node import CommandFailed, DemoNode, Swap
 from examples.iris.report import Seen, exit_code, table
 
