@@ -1,4 +1,4 @@
-"""Decides between which values the excess of wrong answers lies, from pairs that were counted once: a holdout.
+"""Decides between which values the excess of wrong answers lies, for pairs that are over: a holdout.
 
 T = worse - better is a sum of n independent values in {-1, 0, 1}. Its distribution is computed, not
 approximated: from its characteristic function by FFT, folded at a width beyond which 1e-12 of it lies
