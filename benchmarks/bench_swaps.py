@@ -21,12 +21,12 @@ from typing import Any
 import msgspec
 
 from benchmarks import models
-from interlock.operations.arrivals import Percentiles
 from benchmarks.load import OpenLoopProcess
 from benchmarks.node import Node
 from benchmarks.pairs import Goal, Plan, Row, Sample, say
 from benchmarks.peers import JSON, v2_body
 from benchmarks.process import CLIENT_CORE, resident_mb
+from interlock.operations.arrivals import Percentiles
 from interlock.operations.load import Request
 
 RATE_PER_S = 500.0

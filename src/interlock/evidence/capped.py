@@ -49,24 +49,34 @@ def mean_bounds(values: Array, cap: float, alpha: float, alpha_least: float | No
     return Interval(-cap * _greatest(-scaled, levels[1]), cap * _greatest(scaled, levels[0]))
 
 
+def is_below(values: Array, mean: float, cap: float, alpha: float) -> bool:
+    """Whether the values [rows] in [-cap, cap] say that their mean is below `mean`, which is in [-cap / 2,
+    cap / 2]; wrong with a chance of `alpha` at most.
+
+    >>> is_below(np.zeros(1000), 0.01, 1.0, 0.05), is_below(np.zeros(100), 0.01, 1.0, 0.05)
+    (True, False)
+    """
+    scaled = np.asarray(values, np.float64) / cap
+    return _is_rejected(scaled, _bets(scaled, alpha), mean / cap, alpha)
+
+
 def _greatest(values: Array, alpha: float) -> float:
     """The least m in [-1/2, 1/2] against which the bets win 1 / alpha; 1 if there is none."""
     bets = _bets(values, alpha)
-    threshold = log(1 / alpha)
-
-    def is_rejected(m: float) -> bool:
-        wealth = np.cumsum(np.log1p(bets * (m - values)))
-        return bool(len(wealth) and wealth.max() >= threshold)
-
     low, high = -0.5, 0.5
-    if not is_rejected(high):
+    if not _is_rejected(values, bets, high, alpha):
         return 1.0
-    if is_rejected(low):
+    if _is_rejected(values, bets, low, alpha):
         return low
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if is_rejected(middle) else (middle, high)
+        low, high = (low, middle) if _is_rejected(values, bets, middle, alpha) else (middle, high)
     return high
+
+
+def _is_rejected(values: Array, bets: Array, m: float, alpha: float) -> bool:
+    wealth = np.cumsum(np.log1p(bets * (m - values)))
+    return bool(len(wealth) and wealth.max() >= log(1 / alpha))
 
 
 def _bets(values: Array, alpha: float) -> Array:

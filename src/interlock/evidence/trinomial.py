@@ -23,7 +23,7 @@ from interlock.core.model import Array
 from interlock.evidence.difference import Interval
 from interlock.evidence.paired import Pairs
 
-STEPS = 40
+STEPS = 32
 """So many shares of differing pairs are tried between the ends of their interval."""
 _GAMMA = 0.1
 """The part of alpha that the interval of the share takes."""
@@ -48,12 +48,21 @@ def excess_bounds(pairs: Pairs, alpha: float, alpha_least: float | None = None) 
     return Interval(-_greatest(mirrored, levels[1]), greatest)
 
 
+def is_below(pairs: Pairs, excess: float, alpha: float) -> bool:
+    """Whether the pairs say that the excess is below a value; wrong with a chance of `alpha` at most.
+
+    >>> is_below(Pairs(same=600), 0.01, 0.05), is_below(Pairs(same=200), 0.01, 0.05)
+    (True, False)
+    """
+    return _chance(pairs, excess, alpha) <= alpha
+
+
 def _greatest(pairs: Pairs, alpha: float) -> float:
     """The least excess of which the data say at `alpha` that it is not reached."""
     low, high = pairs.harm / pairs.count, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        low, high = (low, middle) if _chance(pairs, middle, alpha) <= alpha else (middle, high)
+        low, high = (low, middle) if is_below(pairs, middle, alpha) else (middle, high)
     return high
 
 
@@ -78,11 +87,11 @@ def _at_most(t: float, n: float, worse: Array, better: Array) -> Array:
         return np.zeros_like(worse)
     start = int(mean - reach) - 1
     width = 1 << ceil(log(2 * reach + 4, 2))
-    angles = 2j * np.pi * np.arange(width) / width
+    angles = 2j * np.pi * np.arange(width // 2 + 1) / width  # the other half are their conjugates
     step = np.exp(angles)
     one = 1 - (worse + better)[:, None] + worse[:, None] * step + better[:, None] / step
     # T - start lies in [0, width) but for what is folded.
-    chances = np.fft.fft(one**n * np.exp(-start * angles), axis=1).real / width
+    chances = np.fft.irfft(np.conj(one**n * np.exp(-start * angles)), width, axis=1)
     found: Array = chances[:, : int(t) - start + 1].sum(axis=1)
     return np.clip(found, 0.0, 1.0)
 

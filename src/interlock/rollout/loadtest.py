@@ -27,6 +27,9 @@ LEAST_RATE = 0.99
 MOST_LAG = 0.2
 """The part of the budget that the generator's own p99 of lateness may be."""
 
+_LONGEST_S = 86400
+"""Nobody is told to load a model for more than a day."""
+
 
 class Wanted(msgspec.Struct, frozen=True):
     """What is asked of a version: `rps` requests a second, their p99 within `p99_s`, failures at most.
@@ -99,7 +102,8 @@ def _p99(wanted: Wanted, seen: Seen) -> Check:
     if outcome == "undecided" and above != 1 - LEVEL:
         z = NormalDist().inv_cdf(1 - wanted.alpha) + NormalDist().inv_cdf(0.8)
         needed = z * z * max(above * (1 - above), 1e-9) / (above - (1 - LEVEL)) ** 2
-        needed_s = ceil(max(needed, least_values(LEVEL, wanted.alpha), n + 1) / wanted.rps)
+        found_s = ceil(max(needed, least_values(LEVEL, wanted.alpha), n + 1) / wanted.rps)
+        needed_s = found_s if found_s <= _LONGEST_S else None
     facts: dict[str, Any] = {
         "p99_ms": _ms(at_s),
         "least_ms": _ms(found.least),
@@ -109,7 +113,8 @@ def _p99(wanted: Wanted, seen: Seen) -> Check:
         "requests": n,
         "seconds_needed": needed_s,
     }
-    ends = " to ".join(_shown(end) for end in (found.least, found.greatest))
+    most = "unknown" if isfinite(at_s) and not isfinite(found.greatest) else _shown(found.greatest)
+    ends = f"{_shown(found.least)} to {most}"
     said = f"p99 {_shown(at_s)} ({ends}), budget {_shown(wanted.p99_s)}, {n} requests"
     if outcome == "undecided":
         said += (
