@@ -87,7 +87,7 @@ def gate(
     candidate = resolve(ctx, name, selector, trust=plan.trust, progress=progress)
     incumbent = resolve(ctx, name, plan.against, trust=plan.trust, progress=progress)
     rows = _rows(ctx, candidate, data, plan)
-    checks = [_signature(incumbent, candidate)]
+    checks = [signature_check(incumbent, candidate)]
     folders = artifact_path(ctx.home, incumbent.digest), artifact_path(ctx.home, candidate.digest)
     inputs = holdout.fitted(incumbent.signature, rows, plan.slices)
     progress(f"asking version {incumbent.number} for {rows.rows} rows")
@@ -102,7 +102,7 @@ def gate(
         checks.append(Check("answers", "worse", f"it cannot answer the holdout: {error.message}"))
     else:
         checks.append(_answers(one, two))
-        checks.append(_data(candidate, rows))
+        checks.append(data_check(candidate, rows))
         found, notes, seen = _quality(rows, one, two, plan)
         checks += found
         facts |= seen
@@ -110,7 +110,7 @@ def gate(
             progress(f"timing {ROUNDS} calls of one row of either")
             times = _times((incumbent, folders[0], inputs), (candidate, folders[1], theirs))
             checks += latency_checks(*times, plan)
-    checks += _budgets(candidate, folders[1], plan)
+    checks += budget_checks(candidate, folders[1], plan)
     whole = tuple(checks)
     return Report("gate", name, candidate.number, worst(whole), whole, plan.alpha, facts, notes)
 
@@ -172,7 +172,7 @@ def _rows(ctx: Context, candidate: Version, data: Path | Reference, plan: Plan) 
     return rows
 
 
-def _signature(incumbent: Version, candidate: Version) -> Check:
+def signature_check(incumbent: Version, candidate: Version) -> Check:
     changes = signature_changes(incumbent.signature, candidate.signature)
     breaking = [change for change in changes if change.breaks]
     facts = {"changes": msgspec.to_builtins(changes)}
@@ -190,7 +190,7 @@ def _answers(one: Answered, two: Answered) -> Check:
     return Check("answers", "pass", words, facts)
 
 
-def _data(candidate: Version, rows: Reference) -> Check:
+def data_check(candidate: Version, rows: Reference) -> Check:
     """Whether the holdout is of the kind that the version was registered with."""
     table = table_of(candidate.options)
     categories = {} if table is None else table.categories
@@ -274,7 +274,7 @@ def _times(one: _Asked, two: _Asked) -> tuple[Array, Array]:
     return times[0, _WARM:], times[1, _WARM:]
 
 
-def _budgets(candidate: Version, folder: Path, plan: Plan) -> list[Check]:
+def budget_checks(candidate: Version, folder: Path, plan: Plan) -> list[Check]:
     found = []
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     held = candidate.profile.resident_bytes
