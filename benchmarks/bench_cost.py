@@ -30,11 +30,11 @@ from benchmarks.machine import Machine, this_machine, write_result
 from benchmarks.pairs import Cost, cost_table
 from interlock.codec.v2infer import Codec, Decoded
 from interlock.core.errors import OutputMismatch
+from interlock.core.expected import Expected
 from interlock.core.model import Model, Signature, Tensors, Version
 from interlock.core.request import Request
 from interlock.core.route import Arm, Route, single
 from interlock.runtime.onnx import runtime
-from interlock.serving.batch import Expected
 from interlock.serving.block import Block, Slot
 from interlock.serving.infer import Infer, Target
 from interlock.serving.lane import Lane

@@ -17,7 +17,10 @@ settings.register_profile("quick", settings.get_profile("interlock"), max_exampl
 settings.load_profile("interlock")
 
 # Programs that tests run under another environment's interpreter: ours cannot import them.
-collect_ignore_glob = ["clients/*_calls.py"]
+collect_ignore_glob = ["clients/*_calls.py", "runtime/*_calls.py"]
+
+ELSEWHERE = frozenset({"kserve_python", "models_python"})
+"""The fixtures that are another environment's interpreter."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -28,13 +31,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if not config.getoption("markexpr").startswith("server") or collection_path.suffix != ".py":
         return None
     text = collection_path.read_text()
-    return None if "mark.server" in text or "kserve_python" in text else True
+    return None if any(word in text for word in ("mark.server", *ELSEWHERE)) else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count what needs another environment among the server tests: `make check` builds only ours."""
     for item in items:
-        if "kserve_python" in getattr(item, "fixturenames", ()):
+        if ELSEWHERE & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.server)
 
 
@@ -82,5 +85,13 @@ def home_with_store(interlock_home: Path, empty_store: Path) -> Path:
 def kserve_python() -> Path:
     """The interpreter of the environment with KServe's SDK, whose dependencies clash with ours."""
     python = REPOSITORY / ".venv-kserve" / "bin" / "python"
+    assert python.exists(), f"{python} does not exist; run: make clients"
+    return python
+
+
+@pytest.fixture(scope="session")
+def models_python() -> Path:
+    """The interpreter of the environment with TensorFlow and a model of real weights, beside all of ours."""
+    python = REPOSITORY / ".venv-models" / "bin" / "python"
     assert python.exists(), f"{python} does not exist; run: make clients"
     return python

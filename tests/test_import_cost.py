@@ -15,10 +15,16 @@ import pytest
 WORKER = "interlock.app.worker"
 DATA_PLANE = WORKER if importlib.util.find_spec(WORKER) else "interlock.core.model"
 
-CONTROL_ONLY = ["alembic", "click", "fastapi", "mlflow", "pandas", "pydantic", "requests", "rich"]
+CONTROL_ONLY = ["alembic", "click", "fastapi", "httpcore", "mlflow", "pandas", "pydantic", "requests", "rich"]
 CONTROL_ONLY += ["skl2onnx", "sklearn", "sqlalchemy", "starlette", "uvicorn"]
 # The house's own folders on the control side, in case one comes in with nothing heavy behind it yet.
-CONTROL_ONLY += ["interlock.api", "interlock.cli", "interlock.operations", "interlock.registry"]
+CONTROL_ONLY += [
+    "interlock.api",
+    "interlock.cli",
+    "interlock.client",
+    "interlock.operations",
+    "interlock.registry",
+]
 # What makes versions fail on purpose is imported when a self-test loads one.
 CONTROL_ONLY += ["interlock.runtime.fault"]
 

@@ -34,6 +34,7 @@ EXIT_CODES = {
     "0": "it was done",
     "1": "it failed; for `status`: the node is not ready; for `release --selftest`: something did not hold",
     "2": "the command line was wrong",
+    "3": "`score --errors null`: it was done, and some rows have no answer",
     "130": "interrupted",
 }
 

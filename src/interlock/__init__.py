@@ -8,6 +8,8 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # importing typing would triple what this file costs a process that starts
 if TYPE_CHECKING:
+    from interlock.client.aio import AsyncClient as AsyncClient
+    from interlock.client.blocking import Client as Client
     from interlock.core import errors as errors
     from interlock.operations.register import register_model as register
     from interlock.operations.releasing import abort as abort
@@ -22,6 +24,8 @@ __version__ = "0.1.0"
 
 # Public name -> where it is defined: "module" for a module itself, "module:attribute" for what one holds.
 _EXPORTS = {
+    "AsyncClient": "interlock.client.aio:AsyncClient",
+    "Client": "interlock.client.blocking:Client",
     "abort": "interlock.operations.releasing:abort",
     "errors": "interlock.core.errors",
     "look": "interlock.operations.releasing:look",
@@ -34,6 +38,8 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "abort",
     "errors",
     "look",

@@ -3,7 +3,7 @@
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,11 @@ class Served(msgspec.Struct):
 
 @contextmanager
 def served(
-    ctx: Context, node: NodeStatus, config: NodeConfig | None = None, looked: Looked = lambda: {}
+    ctx: Context,
+    node: NodeStatus,
+    config: NodeConfig | None = None,
+    looked: Looked = lambda: {},
+    hint: Callable[[], None] = lambda: None,
 ) -> Iterator[Served]:
     found = Served(node)
 
@@ -53,7 +57,7 @@ def served(
         found.pokes += 1
 
     settings_of_node = config or NodeConfig(home=ctx.home)
-    deps = AdminDeps(ctx, settings_of_node, lambda: found.node, lambda: b"up 1\n", poke, looked)
+    deps = AdminDeps(ctx, settings_of_node, lambda: found.node, lambda: b"up 1\n", poke, looked, hint)
     settings = uvicorn.Config(
         create_app(deps), host="127.0.0.1", port=0, log_level="critical", lifespan="off"
     )

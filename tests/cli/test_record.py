@@ -29,7 +29,7 @@ FIRST = Provenance(
     dataset=Dataset("sha256:aa", 150, "/d/rows.csv", {"x": "FP64", "kind": "INT64"}, "kind", 4096, DVC),
     code=Code("c0ffee", "/src/iris", "main", True, "https://example.org/iris.git"),
     environment=Environment("3.11.7", "Linux", {"numpy": "2.4.6", "onnx": "1.19"}),
-    quality=Quality("classification", 150, {"accuracy": 0.97, "log_loss": 0.12}, {"roc_auc": "no row is of class 2"}),
+    quality=Quality("classification", 150, {"accuracy": 0.97, "log_loss": 0.12}, {"roc_auc": "no row is of class 2"}),  # noqa: E501
     checks=(Check("loads", True, "3.3 ms"),),
     interlock="0.1.0",
 )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlock.core.appfile import AppFile, model_settings, node_config, parse_app, release_policy
+from interlock.core.appfile import AppFile, Follow, model_settings, node_config, parse_app, release_policy
 from interlock.core.errors import ConfigError, InterlockError, SchemaTooNew
 from interlock.core.model import ModelSettings, check_name
 from interlock.core.policy import Policy
@@ -53,6 +53,12 @@ def test_what_the_file_says_of_a_model_goes_over_the_ledger_and_leaves_the_rest(
     assert model_settings(app, "other", ledger) is ledger
 
 
+def test_a_model_may_follow_an_alias() -> None:
+    app = parse_app('[models.iris]\nqueue_rows = 5\n[models.iris.follow]\nalias = "best"\nevery_s = 2')
+    assert app.follows == {"iris": Follow("best", "canary", 2.0)}
+    assert app.models == {"iris": {"queue_rows": 5}}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -77,6 +83,15 @@ def test_what_the_file_says_of_a_model_goes_over_the_ledger_and_leaves_the_rest(
         ("[models.iris]\npriority = 2", "priority 0 or 1"),
         ("[models.iris]\nmax_batch_rows = 0", "max_batch_rows = 0"),
         ('[models."a/b"]\nqueue_rows = 1', "'a/b'"),
+        ("[models.iris]\nfollow = 3", "follow = 3: want a table"),
+        ("[models.iris.follow]", "[models.iris.follow]: Object missing required field `alias`"),
+        ('[models.iris.follow]\nalias = "@best"', "[models.iris.follow]: alias '@best'"),
+        ('[models.iris.follow]\nalias = "best"\nevery_s = 0', "every_s 0 of an alias"),
+        (
+            '[models.iris.follow]\nalias = "best"\nstrategy = "ab"',
+            "[models.iris.follow]: Invalid enum value 'ab'",
+        ),
+        ('[models.iris.follow]\nalias = "best"\nhow = 1', "unknown field `how`"),
     ],
 )
 def test_what_must_not_be_is_refused_with_the_value_and_what_is_wanted(text: str, words: str) -> None:

@@ -1,13 +1,14 @@
 """Tests of how columns become a model's inputs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from interlock.core.errors import DatatypeMismatch, InputMismatch, ShapeMismatch
 from interlock.core.model import Signature, TensorSpec
-from interlock.core.table import MISSING, column_datatype, conform, is_matrix
+from interlock.core.table import MISSING, cast, column_datatype, conform, is_matrix, texts
 
 MATRIX = Signature((TensorSpec("input", "FP32", (-1, 3)),), (), 0, ("a", "b", "c"))
 COLUMNS = Signature(
@@ -103,3 +104,17 @@ def test_the_datatype_of_a_column() -> None:
     assert column_datatype(np.array([1, None], object)) == "FP64"
     assert column_datatype(np.array([1, "a"], object)) is None
     assert column_datatype(np.array(["2026-01-01"], "datetime64[D]")) is None
+
+
+def test_what_pandas_calls_missing_is_missing() -> None:
+    column = np.array(["a", pd.NA, None], object)
+    assert texts(column).tolist() == [b"a", MISSING, MISSING]
+    assert column_datatype(column) == "BYTES"
+    assert np.isnan(cast("age", np.array([pd.NA, 4], object), "FP32")).tolist() == [True, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_too_large_for_the_float_is_named_and_infinity_stays() -> None:
+    with pytest.raises(DatatypeMismatch, match=r"column 'age': value 1e\+300 in row 1 does not fit FP32"):
+        cast("age", np.array([1.0, 1e300]), "FP32")
+    assert cast("age", np.array([np.inf, -np.inf]), "FP32").tolist() == [np.inf, -np.inf]

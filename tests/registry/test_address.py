@@ -22,7 +22,7 @@ PASSWORDS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_c
         ("sqlite:////home/ann@work/mlflow.db", "sqlite:////home/ann@work/mlflow.db"),
         ("http://mlflow:5000", "http://mlflow:5000"),
         ("https://ann:s3cr3t@mlflow/base/", "https://mlflow/base/"),
-        ("postgresql+psycopg://ann:p%40ss@db/mlflow", "postgresql+psycopg://db/mlflow"),
+        ("postgresql+pg8000://ann:p%40ss@db/mlflow", "postgresql+pg8000://db/mlflow"),
         ("postgresql://ann@db/mlflow", "postgresql://db/mlflow"),
         ("postgresql://ann:p/a@ss@db/x?host=/a@b", "postgresql://db/x?host=/a@b"),
         ("postgresql:///x?user=ann&password=p%40ss", "postgresql:///x?user=ann&password=***"),

@@ -262,9 +262,14 @@ MORE = (*schema.MIGRATIONS, ("ALTER TABLE models ADD COLUMN owner TEXT", "CREATE
 @pytest.mark.parametrize("start", range(1, len(MORE)))
 def test_it_migrates_from_each_older_schema(tmp_path: Path, start: int) -> None:
     path = tmp_path / "ledger.db"
-    old = Ledger(path, migrations=MORE[:start])
-    old.put_version(version(), 1.0)
-    old.close()
+    Ledger(path, migrations=MORE[:start]).close()
+    with sqlite3.connect(path) as raw:  # as that Interlock did: this one writes the newest columns
+        raw.execute("INSERT INTO models (name, settings) VALUES ('iris', '{}')")
+        raw.execute(
+            "INSERT INTO versions (model, number, record, created_s) VALUES ('iris', '1', ?, 1.0)",
+            [msgspec.json.encode(version()).decode()],
+        )
+    raw.close()
     new = Ledger(path, migrations=MORE)
     assert new.version("iris", "1") == version()
     new.close()
@@ -431,6 +436,7 @@ def test_what_an_older_interlock_recorded_has_no_provenance(tmp_path: Path) -> N
         raw.execute("INSERT INTO models VALUES ('iris', '{}', NULL)")
         record = msgspec.json.encode(version()).decode()
         raw.execute("INSERT INTO versions VALUES ('iris', '1', ?, 1.0)", [record])
+    raw.close()
     ledger = Ledger(path)
     try:
         assert ledger.version("iris", "1") == version()

@@ -127,6 +127,51 @@ def _python(folder: Path) -> Version:
     return version("python", "model.py:Doubler")
 
 
+def _torch(folder: Path) -> Version:
+    from interlock.runtime import torch_program
+
+    program = torch_program.export(torch_mlp(), {"*": X.astype(np.float32)})
+    (folder / "model.pt2").write_bytes(torch_program.saved(program))
+    return version("torch", "model.pt2")
+
+
+def torch_mlp() -> Any:
+    """Two layers and a normalisation, seeded; as it comes out of training."""
+    import torch
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 3)]
+    return torch.nn.Sequential(*layers)
+
+
+def _keras(folder: Path) -> Version:
+    from interlock.runtime.keras import keras_package
+
+    keras = keras_package()
+    left, right = keras.Input((4,), name="left"), keras.Input((2,), name="right")
+    hidden = keras.layers.Dense(8, activation="relu")(keras.layers.Concatenate()([left, right]))
+    ends = {"scores": keras.layers.Dense(3)(hidden), "size": keras.layers.Dense(1)(hidden)}
+    keras.Model({"right": right, "left": left}, ends).save(folder / "model.keras")
+    return version("keras", "model.keras")
+
+
+def _huggingface(folder: Path) -> Version:
+    """A classifier of two layers, its weights random; the words are those of the generated rows."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "spam", "räksmörgås"]
+    tokenizer = transformers.BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    tokenizer.save_pretrained(folder)
+    transformers.set_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=16,
+        id2label={0: "ham", 1: "spam"}, label2id={"ham": 0, "spam": 1},
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    return version("huggingface", "")
+
+
 MODELS: dict[str, Callable[[Path], Version]] = {
     "iris logistic regression": _skops(LogisticRegression(max_iter=500), Y),
     "iris gradient boosting": _skops(GradientBoostingClassifier(n_estimators=5), Y),
@@ -143,4 +188,7 @@ MODELS: dict[str, Callable[[Path], Version]] = {
     "fixed rows": _onnx(lambda: identity(TensorProto.FLOAT, [1, 2])),
     "rows that see each other": _onnx(row_mean),
     "plain Python": _python,
+    "a PyTorch program": _torch,
+    "Keras with two inputs": _keras,
+    "a Hugging Face classifier": _huggingface,
 }

@@ -20,6 +20,7 @@ from interlock.api.asked import ReleaseRequest, ResumeRequest, carry_on, resumpt
 from interlock.api.guard import Guard, rules
 from interlock.api.problems import answer, problem
 from interlock.api.rollouts import Looked
+from interlock.api.webhook import add_webhook
 from interlock.core.errors import (
     Forbidden,
     InterlockError,
@@ -50,7 +51,7 @@ UNLOAD_WAIT_S = 10.0
 @dataclass(frozen=True)
 class AdminDeps:
     """What control hands to its API. `poke` wakes the rollout loop; `metrics_text` is the whole page;
-    `looked` is what the rollout loop saw last."""
+    `looked` is what the rollout loop saw last; `hint` says that the registry has changed."""
 
     context: Context
     config: NodeConfig
@@ -58,6 +59,7 @@ class AdminDeps:
     metrics_text: Callable[[], bytes]
     poke: Callable[[], None]
     looked: Looked = lambda: {}
+    hint: Callable[[], None] = lambda: None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -116,6 +118,7 @@ def _app(deps: AdminDeps) -> FastAPI:
     rollouts.add_rollouts(app, deps.context, deps.looked)
     versions.add_versions(app, deps.context)
     _changes(app, deps)
+    add_webhook(app, deps.context.home, deps.context.now_s, deps.hint)
     _probes(app, deps)
     app.add_exception_handler(InterlockError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)

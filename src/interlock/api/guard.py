@@ -26,8 +26,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY_BYTES = 64 * 1024
 """The longest body that the API takes: what it wants is a handful of words."""
 
-OPEN_PATHS = ("/health/live", "/health/ready")
-"""What answers without a token: an orchestrator's probes have none, and learn nothing but ready or not."""
+OPEN_PATHS = ("/health/live", "/health/ready", "/api/webhooks/mlflow")
+"""What answers without a token: an orchestrator's probes have none, and learn nothing but ready or not;
+MLflow's webhooks have a signature instead."""
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ import uvicorn
 from interlock.api.app import AdminDeps, create_app
 from interlock.app import logs
 from interlock.app.children import resident_bytes
+from interlock.app.follow import Follower
 from interlock.app.intake import open_feedback, take_feedback
 from interlock.app.link import LetterServer
 from interlock.app.memory import process_memory
@@ -104,6 +105,9 @@ class Control:
             memory=self._memory,
             feedback=feedback,
         )
+        self._follower = Follower(
+            context, app.follows, lambda: self._event_loop.call_soon_threadsafe(self._rollouts.poke)
+        )
         self._leave = asyncio.Event()
 
     async def run(self) -> None:
@@ -130,6 +134,7 @@ class Control:
         self._tasks.add(asyncio.create_task(asyncio.to_thread(self.certify_missed)))
         # Not in the loop's pool, for which the end of the process would wait.
         threading.Thread(target=self._import_registry, name="import", daemon=True).start()
+        self._follower.start()
         log.info("up", extra=logs.fields(admin_port=self._config.admin_port))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -152,6 +157,7 @@ class Control:
             metrics_text=self.metrics_text,
             poke=self._rollouts.poke,
             looked=lambda: self._rollouts.looked,
+            hint=self._follower.wake,
         )
         return _AdminServer(
             uvicorn.Config(

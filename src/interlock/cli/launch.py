@@ -22,6 +22,7 @@ from interlock.core.letters import VersionState
 from interlock.core.settings import NodeConfig, run_folder
 from interlock.operations.access import check_access
 from interlock.operations.control import AdminControl
+from interlock.operations.cores import usable_cores
 from interlock.operations.discovery import NodeFile, find_node, is_locked, read_node_file, read_token
 from interlock.operations.settings_file import read_app_file
 from interlock.operations.status import Status, given_up, is_worker
@@ -94,18 +95,6 @@ def stop(home: Path, timeout_s: float, force: bool) -> None:
     if not _left(home, 10.0):
         raise Failure(f"the node (pid {node.pid}) is still there after SIGKILL")
     show.say(f"the node (pid {node.pid}) was killed")
-
-
-def usable_cores() -> int:
-    """The cores that this process may use: its affinity, cut by the quota of its control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return cores  # no control groups of version 2 here
-    return cores
 
 
 def _token(token_file: Path | None) -> str | None:

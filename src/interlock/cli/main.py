@@ -1,7 +1,8 @@
 """Owns the command `interlock`: which commands there are, and how what goes wrong is told.
 
 A command's module is imported when the command runs, so that `interlock --help` answers at once.
-Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 130 interrupted; gates have their own.
+Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 3 some rows have no answer (score), 130
+interrupted; gate and loadtest have their own.
 """
 
 import errno
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("release", "Go back to the version that was live before."),
     "events": ("models", "Show what happened."),
     "predict": ("predict", "Ask a model."),
+    "score": ("score", "Answer every row of a Parquet file."),
     "completion": ("completion", "Print the script that completes commands in a shell."),
 }
 """Command -> the module of this folder that defines it, and the line that `--help` shows."""

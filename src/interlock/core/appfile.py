@@ -1,5 +1,5 @@
 """Decides what the app file (`app.toml` in the home folder) says, from its text: settings of the node and of
-models, and the policy by which a model's versions are released.
+models, the policy by which a model's versions are released, and which alias says which version that is.
 
 ```toml
 schema = 1
@@ -13,13 +13,16 @@ default_timeout_s = 2.0
 
 [models.iris.release]
 budget = 20
+
+[models.iris.follow]
+alias = "champion"
 ```
 """
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -39,6 +42,24 @@ _NODE_KEYS = tuple(key for key in NodeConfig.__struct_fields__ if key not in _NO
 _MODEL_KEYS = ModelSettings.__struct_fields__
 _RELEASE = "release"
 """The table within a model's that holds the policy of its releases."""
+_FOLLOW = "follow"
+
+
+class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """That a model's versions are released when an alias of the registry moves to them.
+
+    How they are released, by `strategy`, says the model's policy. The registry is asked every `every_s`.
+    """
+
+    alias: str
+    strategy: Literal["canary", "shadow", "blue-green", "now"] = "canary"
+    every_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.alias or self.alias.startswith("@") or len(self.alias) > 255:
+            raise ConfigError(f"alias {self.alias[:80]!r} to follow: want its name without @")
+        if not 0.2 <= self.every_s <= 86400:
+            raise ConfigError(f"every_s {self.every_s:g} of an alias to follow: want 0.2 to 86400")
 
 
 class AppFile(msgspec.Struct, frozen=True):
@@ -47,6 +68,7 @@ class AppFile(msgspec.Struct, frozen=True):
     node: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
     releases: dict[str, dict[str, Any]] = {}
+    follows: dict[str, Follow] = {}
 
 
 def app_file(home: Path) -> Path:
@@ -71,16 +93,20 @@ def parse_app(text: str, where: str = "app.toml", migrations: Sequence[Migration
     _only(node, _NODE_KEYS, f"{where} [node]")
     settings: dict[str, dict[str, Any]] = {}
     releases: dict[str, dict[str, Any]] = {}
+    follows: dict[str, Follow] = {}
     for name in models:
         check_name(name)
         table = _table(models, name, f"{where} [models]")
-        _only(table, (*_MODEL_KEYS, _RELEASE), f"{where} [models.{name}]")
-        settings[name] = {key: value for key, value in table.items() if key != _RELEASE}
+        _only(table, (*_MODEL_KEYS, _RELEASE, _FOLLOW), f"{where} [models.{name}]")
+        settings[name] = {key: value for key, value in table.items() if key in _MODEL_KEYS}
         releases[name] = _table(table, _RELEASE, f"{where} [models.{name}]")
         one = AppFile(models={name: settings[name]}, releases={name: releases[name]})
         model_settings(one, name, ModelSettings(), where)
         release_policy(one, name, {}, where)
-    found = AppFile(node, settings, releases)
+        if _FOLLOW in table:
+            place = f"{where} [models.{name}]"
+            follows[name] = _checked(_table(table, _FOLLOW, place), Follow, f"{place[:-1]}.{_FOLLOW}]")
+    found = AppFile(node, settings, releases, follows)
     node_config(Path(), found, {}, where=where)
     return found
 
@@ -132,12 +158,17 @@ def release_policy(app: AppFile, name: str, given: Mapping[str, Any], where: str
     stated, place = app.releases.get(name, {}), f"{where} [models.{name}.{_RELEASE}]"
     _only(stated, Policy.__struct_fields__, place)
     _only(given, Policy.__struct_fields__, "the policy of a release")
+    _checked(stated, Policy, place)
+    return _convert({**stated, **given}, Policy, "the policy of a release")
+
+
+def _checked(stated: dict[str, Any], kind: type[T], place: str) -> T:
+    """A struct with checks of its own, which do not know the place."""
     try:
-        _convert(stated, Policy, place)
+        return _convert(stated, kind, place)
     except ConfigError as error:
         told = error.message
         raise ConfigError(told if told.startswith(place) else f"{place}: {told}") from None
-    return _convert({**stated, **given}, Policy, "the policy of a release")
 
 
 def _migrated(tables: dict[str, Any], where: str, migrations: Sequence[Migration]) -> dict[str, Any]:

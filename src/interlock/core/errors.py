@@ -46,7 +46,10 @@ InterlockError
 
 
 class InterlockError(Exception):
-    """The root. `message` is for people: the offending value, the limit and the remedy."""
+    """The root. `message` is for people: the offending value, the limit and the remedy. `request_id`: the
+    server's name for the request that failed, where a client learnt it."""
+
+    request_id: str | None = None
 
     @property
     def message(self) -> str:

@@ -43,12 +43,49 @@ def conform(signature: Signature, sent: Mapping[str, Array]) -> Tensors:
         spec = signature.inputs[0]
         made = np.empty((next(iter(rows.values())), len(columns)), DATATYPES[spec.datatype])
         for index, name in enumerate(columns):
-            made[:, index] = _cast(name, given[name], spec.datatype)
+            made[:, index] = cast(name, given[name], spec.datatype)
         return {spec.name: made}
     return {
-        spec.name: _cast(spec.name, given[spec.name], spec.datatype).reshape(-1, *spec.shape[1:])
+        spec.name: cast(spec.name, given[spec.name], spec.datatype).reshape(-1, *spec.shape[1:])
         for spec in signature.inputs
     }
+
+
+def cast(name: str, values: Array, datatype: str, kind: str = "column") -> Array:
+    """Numbers or texts [rows] as a datatype of the protocol, by the rules of `conform`. `name` and `kind` are
+    for messages: a "column" has rows, the values of anything else have positions.
+
+    Raises: DatatypeMismatch, with the first value that does not fit.
+    >>> cast("age", np.array([41.0, None], object), "FP32").tolist()
+    [41.0, nan]
+    """
+    wanted = DATATYPES[datatype]
+    if datatype == "BYTES":
+        if values.dtype.kind in "biuf":
+            raise DatatypeMismatch(f"{kind} '{name}': got numbers ({values.dtype}); the model wants texts")
+        return texts(values)
+    if values.dtype == wanted:
+        return values
+    numbers = values if values.dtype.kind in "biuf" else _numbers(name, values, datatype, kind)
+    with np.errstate(invalid="ignore", over="ignore"):
+        made = numbers.astype(wanted)
+    if wanted.kind == "f":
+        # Casts only down, and from integers, can overflow; what was infinite stays so.
+        wrong = np.flatnonzero(np.isinf(made) & np.isfinite(numbers))
+    elif wanted.kind in "iu" and numbers.dtype.kind == "f":
+        # 2**63 is a float and no INT64; its cast may come back as an equal number.
+        info = np.iinfo(wanted)
+        wrong = np.flatnonzero(
+            (made != numbers) | (numbers < float(info.min)) | (numbers >= float(info.max) + 1)
+        )
+    else:
+        wrong = np.flatnonzero(made != numbers)
+    if len(wrong):
+        at = int(wrong[0])
+        raise DatatypeMismatch(
+            f"{kind} '{name}': value {numbers[at]!s} {_place(kind, at)} does not fit {datatype}"
+        )
+    return made
 
 
 def texts(values: Array) -> Array:
@@ -85,12 +122,13 @@ def column_datatype(values: Array) -> str | None:
 
 def is_missing(value: object) -> bool:
     """Whether an element of a column says that there is none."""
-    # pandas.NA is no float and compares to nothing; its type is known by its name, without pandas.
+    # pandas.NA is no float, and comparing it says neither yes nor no; its type is known by its name, without
+    # pandas.
     return (
         value is None
-        or value == MISSING
+        or type(value).__name__ in ("NAType", "NaTType")
+        or (isinstance(value, bytes) and value == MISSING)
         or (isinstance(value, float) and value != value)
-        or type(value).__name__ == "NAType"
     )
 
 
@@ -126,56 +164,36 @@ def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, A
     return made
 
 
-def _cast(name: str, values: Array, datatype: str) -> Array:
-    wanted = DATATYPES[datatype]
-    if datatype == "BYTES":
-        if values.dtype.kind in "biuf":
-            raise DatatypeMismatch(f"column '{name}': got numbers ({values.dtype}); the model wants texts")
-        return texts(values)
-    if values.dtype == wanted:
-        return values
-    numbers = values if values.dtype.kind in "biuf" else _numbers(name, values, datatype)
-    if wanted.kind == "f":
-        return numbers.astype(wanted)
-    with np.errstate(invalid="ignore"):
-        made = numbers.astype(wanted)
-    wrong = np.flatnonzero(made != numbers)
-    if wanted.kind in "iu" and numbers.dtype.kind == "f":
-        # 2**63 is a float and no INT64; its cast may come back as an equal number.
-        info = np.iinfo(wanted)
-        wrong = np.flatnonzero(
-            (made != numbers) | (numbers < float(info.min)) | (numbers >= float(info.max) + 1)
-        )
-    if len(wrong):
-        at = int(wrong[0])
-        raise DatatypeMismatch(f"column '{name}': value {numbers[at]!s} in row {at} does not fit {datatype}")
-    return made
-
-
 _WORDS = {b"true": 1.0, b"True": 1.0, b"false": 0.0, b"False": 0.0, b"": float("nan"), MISSING: float("nan")}
 
 
-def _numbers(name: str, values: Array, datatype: str) -> Array:
+def _numbers(name: str, values: Array, datatype: str, kind: str) -> Array:
     """Texts and objects as numbers: what a table of mixed columns, sent as one tensor, brings."""
     made = np.empty(len(values), np.float64)
     for row, value in enumerate(values.tolist()):
         if not isinstance(value, str | bytes):
-            made[row] = _number(name, row, value, datatype)
+            made[row] = _number(name, row, value, datatype, kind)
             continue
         text = value.encode() if isinstance(value, str) else value
         found = _WORDS.get(text)
-        made[row] = _number(name, row, text, datatype) if found is None else found
+        made[row] = _number(name, row, text, datatype, kind) if found is None else found
     return made
 
 
-def _number(name: str, row: int, value: Any, datatype: str) -> float:
+def _number(name: str, row: int, value: Any, datatype: str, kind: str) -> float:
     if is_missing(value):
         return float("nan")
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         shown = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        raise DatatypeMismatch(f"column '{name}': {shown[:60]!r} in row {row} is no {datatype}") from None
+        raise DatatypeMismatch(
+            f"{kind} '{name}': {shown[:60]!r} {_place(kind, row)} is no {datatype}"
+        ) from None
+
+
+def _place(kind: str, at: int) -> str:
+    return f"in row {at}" if kind == "column" else f"at position {at}"
 
 
 def _text(value: Any) -> bytes:

@@ -2,17 +2,27 @@
 
 import ast
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from interlock.core.errors import ArtifactError, LoadFailed, UnknownFormat
-from interlock.runtime import pickles, sklearn
+from interlock.core.errors import (
+    ArtifactError,
+    ConfigError,
+    LoadFailed,
+    UnknownFormat,
+    UntrustedArtifact,
+)
+from interlock.core.model import Tensors
+from interlock.operations import artifact_boosters
+from interlock.runtime import huggingface_files, pickles, sklearn, torch_files
 
 FORMATS = (
-    ".onnx, .skops, .pkl, .pickle, .joblib, .py, a folder with one .onnx or .py file, or a fitted estimator"
+    f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, .pt2, .pt, .pth, .keras, "
+    "a folder with one .onnx or .py file, a SavedModel or Hugging Face folder, a fitted model or an nn.Module"
 )
 
 
@@ -25,16 +35,24 @@ class Given(msgspec.Struct, frozen=True):
     fill: Callable[[Path], dict[str, Any] | None]
 
 
-def recognise(artifact: object, *, trust: bool) -> Given:
-    """Look at a path or an object.
+def recognise(artifact: object, *, trust: bool, rows: Tensors | None = None) -> Given:
+    """Look at a path or an object; a PyTorch module is exported with `rows`, reference data.
 
     `trust`: load it although that runs code it brings (pickle), or builds types of unknown packages (skops).
     Raises: UnknownFormat, UntrustedArtifact, LoadFailed, MissingExtra.
     """
     if isinstance(artifact, str | Path):
         return _path(str(artifact), trust)
+    boosted = artifact_boosters.of_object(artifact)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     if callable(getattr(artifact, "predict", None)) and callable(getattr(artifact, "get_params", None)):
         return Given("sklearn", "model.skops", lambda folder: save_estimator(artifact, folder))
+    torch = sys.modules.get("torch")  # who has such an object has imported it
+    if torch is not None and isinstance(artifact, torch.jit.ScriptModule):
+        return Given("torch", "model.pt", lambda folder: torch.jit.save(artifact, folder / "model.pt"))
+    if torch is not None and isinstance(artifact, (torch.nn.Module, torch.export.ExportedProgram)):
+        return Given("torch", "model.pt2", lambda folder: _export(artifact, rows, folder / "model.pt2"))
     if type(artifact).__name__ == "ModelProto":
         data = artifact.SerializeToString()  # type: ignore[attr-defined]  # onnx need not be installed to look
         return Given("onnx", "model.onnx", lambda folder: _write(folder / "model.onnx", data))
@@ -67,7 +85,7 @@ def _path(text: str, trust: bool) -> Given:
     if not path.exists():
         raise UnknownFormat(f"{text} does not exist: want {FORMATS}")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, trust)
     if path.suffix == ".onnx":
         return Given("onnx", path.name, lambda folder: _copy_file(path, folder))
     if path.suffix == ".py":
@@ -77,12 +95,23 @@ def _path(text: str, trust: bool) -> Given:
         if path.suffix != ".skops" and not trust:
             pickles.refuse(path)
         return Given("sklearn", path.name, lambda folder: _copy_model(path, folder, trust))
+    if path.suffix in torch_files.SUFFIXES:
+        return Given("torch", path.name, lambda folder: _copy_torch(path, folder, trust))
+    if path.suffix == ".keras":
+        return Given("keras", path.name, lambda folder: _copy_vouched(path, folder, trust))
+    boosted = artifact_boosters.of_path(path)
+    if boosted is not None:
+        return Given(boosted.runtime, boosted.entry, boosted.fill)
     raise UnknownFormat(
         f"{path.name}: no runtime reads {path.suffix or 'a file without a suffix'}: want {FORMATS}"
     )
 
 
-def _folder(path: Path) -> Given:
+def _folder(path: Path, trust: bool) -> Given:
+    if (path / "saved_model.pb").is_file():
+        return Given("tensorflow", "", lambda folder: _copy_vouched(path, folder, trust, "saved_model.pb"))
+    if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
+        return Given("huggingface", "", lambda folder: _copy_huggingface(path, folder, trust))
     graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
     if len(graphs) == 1:
         return Given("onnx", graphs[0].name, lambda folder: _copy(path, folder))
@@ -113,6 +142,45 @@ def _copy_model(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
     if path.suffix != ".skops":
         return {pickles.DIGEST_OPTION: pickles.sha256_of(copy)}
     return {"trusted_types": sklearn.foreign_types(copy)} if trust else {}
+
+
+def _export(module: Any, rows: Tensors | None, path: Path) -> None:
+    """Write a module, or a program that was exported already, as a program's file."""
+    from interlock.runtime import torch_program
+
+    if isinstance(module, sys.modules["torch"].nn.Module):
+        if rows is None:
+            raise ConfigError(
+                "a PyTorch module does not say what it takes: give reference rows, "
+                "interlock.register(name, module, X), with X an array or a dict of one array an argument"
+            )
+        module = torch_program.export(module, rows)
+    path.write_bytes(torch_program.saved(module))
+
+
+def _copy_torch(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
+    _copy_file(path, folder)
+    try:
+        torch_files.checked_kind(folder / path.name, {})
+    except UntrustedArtifact:
+        if not trust:
+            raise
+        return {pickles.DIGEST_OPTION: pickles.sha256_of(folder / path.name)}
+    return {}
+
+
+def _copy_vouched(path: Path, folder: Path, trust: bool, inner: str = "") -> dict[str, Any]:
+    """Copy a file or a folder; the options vouch for that file, or for `inner`, if `trust`."""
+    if path.is_dir():
+        _copy(path, folder)
+    else:
+        _copy_file(path, folder)
+    return {pickles.DIGEST_OPTION: pickles.sha256_of(folder / (inner or path.name))} if trust else {}
+
+
+def _copy_huggingface(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
+    huggingface_files.copy(path, folder)
+    return {"trusted_code": True} if trust else {}
 
 
 def _copy_file(path: Path, folder: Path) -> None:

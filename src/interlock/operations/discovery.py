@@ -99,3 +99,11 @@ def read_token(home: Path) -> str | None:
         return (run_folder(home) / "token").read_text().strip() or None
     except FileNotFoundError:
         return None
+
+
+def read_webhook_secret(home: Path) -> str | None:
+    """The secret with which MLflow signs its webhooks, from `webhook-secret` in a home folder, or None."""
+    try:
+        return (home / "webhook-secret").read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None

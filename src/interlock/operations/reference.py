@@ -9,7 +9,7 @@ import numpy as np
 from interlock.core.errors import ConfigError, MissingExtra
 from interlock.core.model import DATATYPES, Array, Tensors
 from interlock.core.table import column_datatype, texts
-from interlock.runtime.examples import ONLY
+from interlock.runtime.examples import ONLY, stacked
 from interlock.runtime.table import Table
 
 
@@ -79,6 +79,12 @@ def of(data: Any, target: Any = None) -> Reference:
             f"reference data with {shown or 'no'} rows: want the same number, at least 1, for every input"
         )
     return Reference(arrays, next(iter(rows.values())), answers, table)
+
+
+def arrays(reference: Reference) -> Tensors:
+    """The rows as arrays: a table of numbers is one matrix."""
+    joined = None if reference.table is None else stacked(reference.inputs)
+    return reference.inputs if joined is None else {ONLY: joined}
 
 
 def sample(reference: Reference, most_rows: int) -> Tensors:

@@ -7,13 +7,15 @@ like one that plain MLflow code registered.
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from interlock.core.errors import RegistryError
 from interlock.core.model import Signature, Version, artifact_path, check_name
 from interlock.core.provenance import Provenance
 from interlock.operations import provenance
@@ -65,7 +67,7 @@ def register(
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[str], object] = lambda message: None,
 ) -> Registered:
-    """Register a path (.onnx, .skops, .pkl, .joblib, .py, "file.py:Class", a folder) or a fitted estimator.
+    """Register a path (`artifact.FORMATS`, or "file.py:Class"), a fitted model or a PyTorch module.
 
     `data` are reference rows (.parquet, .csv, .npz), without which nothing is converted; `target` is the
     column in them that is the answer. `trust` vouches for code that loading runs. `run`: the MLflow run that
@@ -75,11 +77,13 @@ def register(
     MissingExtra, RegistryError, LedgerError. Nothing is registered then.
     """
     check_name(name)
+    with _nothing_registered():
+        ctx.registry.check_answers()  # rather now than after minutes of checks
     rows = data if isinstance(data, Reference) or data is None else data_of.read(Path(data), target)
     path = None if data is None or isinstance(data, Reference) else Path(data)
     found = provenance.gather(ctx, artifact, rows, data=path, target=target, run=run)
     progress("reading the model")
-    given = recognise(artifact, trust=trust)
+    given = recognise(artifact, trust=trust, rows=None if rows is None else data_of.arrays(rows))
     with tempfile.TemporaryDirectory(prefix="interlock-register-") as text:
         came, out = Path(text) / "came", Path(text) / "out"
         came.mkdir()
@@ -162,17 +166,18 @@ def _record(
     metrics = {}
     if conversion is not None and conversion.difference is not None and np.isfinite(conversion.difference):
         metrics["conversion_largest_difference"] = conversion.difference
-    number, is_new = ctx.registry.log_version(
-        draft.model,
-        artifact_path(ctx.home, draft.digest),
-        draft.runtime,
-        draft.entry,
-        report.signature,
-        options=draft.options,
-        metrics=metrics,
-        tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
-        facts=facts_of(described(draft, "new", report), found),
-    )
+    with _nothing_registered():
+        number, is_new = ctx.registry.log_version(
+            draft.model,
+            artifact_path(ctx.home, draft.digest),
+            draft.runtime,
+            draft.entry,
+            report.signature,
+            options=draft.options,
+            metrics=metrics,
+            tags={"interlock.digest": draft.digest, "interlock.runtime": draft.runtime, **tags},
+            facts=facts_of(described(draft, "new", report), found),
+        )
     version = described(draft, number, report)
     try:
         version = put(ctx, version, found)
@@ -180,6 +185,14 @@ def _record(
         ctx.registry.remove(draft.model, number, model_too=is_new)
         raise
     return Registered(version, number, report, conversion, found)
+
+
+@contextmanager
+def _nothing_registered() -> Iterator[None]:
+    try:
+        yield
+    except RegistryError as error:
+        raise RegistryError(f"nothing was registered: {error.message}") from error
 
 
 def put(ctx: Context, version: Version, found: Provenance | None = None) -> Version:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from interlock.core.errors import UntrustedArtifact
-from interlock.core.model import Signature, Version, artifact_path
+import msgspec
+
+from interlock.core.errors import UnknownFormat, UntrustedArtifact
+from interlock.core.model import DATATYPES, Signature, Version, artifact_path
 from interlock.core.provenance import Provenance
 from interlock.operations.context import Context
 from interlock.operations.provenance import completed
@@ -14,6 +16,7 @@ from interlock.operations.register import described, put
 from interlock.registry import artifacts, mlmodel, mlrun
 from interlock.runtime import pickles, sklearn
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check
+from interlock.runtime.table import OPTION, Table
 
 
 def resolve(
@@ -28,8 +31,8 @@ def resolve(
 ) -> Version:
     """A version by number, "@alias", or None for the newest. What the ledger holds comes back at once.
 
-    A version that plain MLflow code registered (flavor onnx or sklearn) is downloaded, checked on generated
-    rows in a process of its own, and recorded. `trust` vouches for code that its files bring.
+    A version that plain MLflow code registered (a flavor that `mlmodel.read` knows) is downloaded, checked on
+    generated rows in a process of its own, and recorded. `trust` vouches for code that its files bring.
     Raises: ModelNotFound, VersionNotFound, RegistryError, ArtifactError (UnknownFormat, UntrustedArtifact,
     LoadFailed, CheckFailed), LedgerError.
     """
@@ -47,8 +50,8 @@ def resolve(
         ctx.registry.download(name, found.number, folder)
         source = mlmodel.read(folder)
         recorded = mlrun.read_files(folder)  # of another home's Interlock
-        mlmodel.strip(folder)
         options = _options(source, folder, name, found.number, trust)
+        mlmodel.strip(folder)
         digest = artifacts.add(ctx.home, folder)
     if known is not None and known.digest == digest:
         return known  # only the cache had lost it
@@ -66,12 +69,21 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
             f"version {number} of {name!r} is Python code that was not registered here: if you know where "
             "it comes from, register its folder yourself"
         )
-    if source.runtime != "sklearn":
-        return dict(source.options)
     path = folder / source.entry
-    options: dict[str, Any] = {
-        "input_datatype": source.options.get("input_datatype") or source.input_datatype or "FP32"
-    }
+    options = {key: value for key, value in source.options.items() if not key.startswith("trusted")}
+    if not source.ours and (table := _table(folder, name, number)) is not None:
+        options[OPTION] = msgspec.to_builtins(table)
+    if source.runtime != "sklearn":
+        if trust and source.runtime == "huggingface":
+            options["trusted_code"] = True
+        elif trust and source.runtime in ("torch", "keras", "tensorflow"):
+            graph = path / "saved_model.pb" if path.is_dir() else path
+            options[pickles.DIGEST_OPTION] = pickles.sha256_of(graph)
+        return options
+    options.setdefault("input_datatype", source.input_datatype or "FP32")
+    if not source.ours and OPTION in options:
+        # MLflow gives it a DataFrame; whether an array would do, only its training data could show.
+        options.update(named=True, input_datatype="FP64")
     if path.suffix == ".skops":
         if trust:
             options["trusted_types"] = sklearn.foreign_types(path)
@@ -80,3 +92,20 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
     else:
         pickles.refuse(path)
     return options
+
+
+def _table(folder: Path, name: str, number: str) -> Table | None:
+    """The columns that an MLmodel file declares, None if it declares tensors or nothing.
+
+    Raises: UnknownFormat for a column that no input of a model can carry.
+    """
+    signature = mlmodel.declared(folder).signature
+    if signature is None or not signature.columns:
+        return None
+    for spec in signature.inputs:
+        if spec.datatype not in DATATYPES:
+            raise UnknownFormat(
+                f"version {number} of {name!r}: its signature has the column {spec.name!r} of type "
+                f"{spec.datatype}, which no input of a model can carry: want numbers, booleans or texts"
+            )
+    return Table(tuple((spec.name, spec.datatype) for spec in signature.inputs))

@@ -21,7 +21,15 @@ from interlock.core.provenance import Provenance, Quality
 from interlock.evidence.exceedance import Cut
 from interlock.registry import schema
 from interlock.registry.database import Database
-from interlock.registry.rows import NEXT_STATES, OPEN_STATES, Event, RampEpoch, ReleaseRow, ReleaseState
+from interlock.registry.rows import (
+    NEXT_STATES,
+    OPEN_STATES,
+    Event,
+    Followed,
+    RampEpoch,
+    ReleaseRow,
+    ReleaseState,
+)
 from interlock.registry.schema import epochs, events, meta, models, releases, versions
 
 __all__ = ["Event", "Ledger", "RampEpoch", "ReleaseRow", "ReleaseState"]
@@ -209,6 +217,7 @@ class Ledger:
             for table in (releases, versions):
                 connection.execute(table.delete().where(table.c.model == model))
             connection.execute(models.delete().where(models.c.name == model))
+            connection.execute(meta.delete().where(meta.c.key == _followed_key(model)))
             self._event(connection, time_s, model, "model.forgotten", {})
 
     # Releases
@@ -417,6 +426,23 @@ class Ledger:
         with self._database.read() as connection:
             return [_as_event(row) for row in connection.execute(query)][::-1]
 
+    def followed(self, model: str) -> Followed | None:
+        """What was last done about the alias that a model follows; None before the first time."""
+        with self._database.read() as connection:
+            value = self._meta(connection, _followed_key(model))
+        return None if value is None else msgspec.json.decode(value, type=Followed)
+
+    def put_followed(
+        self, model: str, followed: Followed, outcome: str, reason: str, *, time_s: float
+    ) -> None:
+        """Remember what was done about an alias, with the event `alias.<outcome>` that tells of it."""
+        body: dict[str, Any] = {"alias": followed.alias, "number": followed.number, "reason": reason}
+        if outcome == "released":
+            body["release"] = followed.release
+        with self._database.write() as connection:
+            self._put_meta(connection, _followed_key(model), _json(followed))
+            self._event(connection, time_s, model, f"alias.{outcome}", body)
+
     def data_version(self) -> int:
         """Grows with every change (each writes an event); equal numbers mean that nothing happened.
 
@@ -553,6 +579,10 @@ class Ledger:
 
 
 _CUTS = tuple[Cut, ...]
+
+
+def _followed_key(model: str) -> str:
+    return f"followed:{model}"
 
 
 def _json(value: Any) -> str:

@@ -221,6 +221,7 @@ class Registry:
                     model_id=logged.model_id,
                     tags=dict(tags),
                 )
+                undo.append(lambda: self.client.delete_model_version(model, version.version))
                 self.client.set_terminated(run.info.run_id)
                 return str(version.version), is_new
             except BaseException:

@@ -1,7 +1,8 @@
 """Decides how a version's files look to MLflow: writes the MLmodel folder of a new one, reads any other's.
 
 Written: flavor `onnx`, `sklearn` or none for plain Python, with MLflow's own writers' layout, and beside it
-the flavor `interlock`, which names runtime, entry and options. Read: that one, or MLflow's `onnx`/`sklearn`.
+the flavor `interlock`, which names runtime, entry and options. Read: that one, or one of MLflow's that a
+runtime reads.
 """
 
 import importlib.metadata
@@ -42,6 +43,13 @@ _REQUIREMENTS = {
     "onnx": ("onnx", "onnxruntime"),
     "sklearn": ("scikit-learn", "skops"),
     "python": (),
+    "torch": ("torch",),
+    "keras": ("keras", "torch"),
+    "tensorflow": ("tensorflow-cpu",),
+    "huggingface": ("tokenizers", "transformers", "torch"),
+    "xgboost": ("xgboost-cpu",),
+    "lightgbm": ("lightgbm",),
+    "catboost": ("catboost",),
 }
 
 
@@ -159,9 +167,15 @@ def read(folder: Path) -> Source:
             return Source(str(ours["runtime"]), _inside(folder, str(ours["entry"])), options, datatype, True)
         if "onnx" in flavors:
             return Source("onnx", _inside(folder, str(flavors["onnx"]["data"])), {}, datatype, False)
+        boosted = _boosted(folder, flavors, datatype)
+        if boosted is not None:
+            return boosted
         if "sklearn" in flavors:
             flavor = flavors["sklearn"]
             return Source("sklearn", _inside(folder, str(flavor["pickled_model"])), {}, datatype, False)
+        heavy = _heavy(folder, flavors)
+        if heavy is not None:
+            return Source(heavy[0], _inside(folder, heavy[1]), {}, datatype, False)
     except InterlockError:
         raise
     except Exception as error:  # whatever a malformed file makes MLflow or YAML raise
@@ -169,8 +183,43 @@ def read(folder: Path) -> Source:
             f"{folder.name}/MLmodel cannot be read: {type(error).__name__}: {str(error)[:300]}"
         ) from error
     raise UnknownFormat(
-        f"the model has the flavors {sorted(flavors)}: want onnx or sklearn, "
+        f"the model has the flavors {sorted(flavors)}: want onnx, sklearn, xgboost, lightgbm, catboost, "
+        "pytorch, keras or tensorflow, "
         "or convert it to ONNX and register that"
+    )
+
+
+def _boosted(folder: Path, flavors: Mapping[str, Any], datatype: str | None) -> Source | None:
+    """xgboost, lightgbm and catboost; LightGBM's scikit-learn classes are stored as scikit-learn's."""
+    if "xgboost" in flavors:
+        return Source("xgboost", _inside(folder, str(flavors["xgboost"]["data"])), {}, datatype, False)
+    if "lightgbm" in flavors:
+        entry = _inside(folder, str(flavors["lightgbm"]["data"]))
+        is_booster = str(flavors["lightgbm"]["model_class"]).endswith(".Booster")
+        return Source("lightgbm" if is_booster else "sklearn", entry, {}, datatype, False)
+    if "catboost" in flavors:
+        flavor = flavors["catboost"]
+        if flavor.get("save_format", "cbm") != "cbm":
+            raise UnknownFormat(f"a CatBoost model in the format {flavor['save_format']}: want cbm")
+        options = {"kind": str(flavor["model_type"])}
+        return Source("catboost", _inside(folder, str(flavor["data"])), options, datatype, False)
+    return None
+
+
+def _heavy(folder: Path, flavors: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Runtime and entry of what MLflow's writers for PyTorch, Keras and TensorFlow lay down."""
+    if "pytorch" in flavors:
+        data = str(flavors["pytorch"]["model_data"])
+        program = f"{data}/model.pt2"
+        return "torch", program if (folder / program).is_file() else f"{data}/model.pth"
+    flavor = flavors.get("keras") or flavors.get("tensorflow")
+    if flavor is None:
+        return None
+    if "saved_model_dir" in flavor:
+        return "tensorflow", str(flavor["saved_model_dir"])
+    data = f"{flavor['data']}/model"
+    return (
+        ("tensorflow", data) if (folder / data / "saved_model.pb").is_file() else ("keras", f"{data}.keras")
     )
 
 

@@ -105,3 +105,12 @@ class Event(msgspec.Struct, frozen=True):
     model: str | None
     kind: str
     body: dict[str, Any]
+
+
+class Followed(msgspec.Struct, frozen=True):
+    """The last move of an alias that was dealt with: to which version (None: it was deleted), and which was
+    the model's newest release by then (0: none)."""
+
+    alias: str
+    number: str | None
+    release: int

@@ -10,7 +10,18 @@ RUNTIMES = {
     "onnx": "interlock.runtime.onnx",
     "sklearn": "interlock.runtime.sklearn",
     "python": "interlock.runtime.python",
+    "torch": "interlock.runtime.torch",
+    "keras": "interlock.runtime.keras",
+    "tensorflow": "interlock.runtime.tensorflow",
+    "huggingface": "interlock.runtime.huggingface",
+    "xgboost": "interlock.runtime.xgboost",
+    "lightgbm": "interlock.runtime.lightgbm",
+    "catboost": "interlock.runtime.catboost",
 }
+
+DATA_ONLY = frozenset({"onnx", "xgboost", "lightgbm"})
+"""Runtimes that read data, so that a worker may run them. All others run code of the model's author, or of a
+package that does not know how to be one of many in a process."""
 
 
 def runtime_of(name: str) -> Runtime:

@@ -28,7 +28,7 @@ from interlock.core.model import (
     with_true_batch_axis,
 )
 from interlock.runtime import examples
-from interlock.runtime.catalog import inspector_of, runtime_of
+from interlock.runtime.catalog import DATA_ONLY, inspector_of, runtime_of
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
 from interlock.runtime.peak import peak_of
@@ -109,7 +109,7 @@ def choose_placement(runtime: str, profile: Profile) -> Placement:
     >>> choose_placement("onnx", Profile(batch_s={1: 5e-6, 32: 40e-6}, artifact_bytes=10_000)).value
     'inline'
     """
-    if runtime != "onnx" or profile.artifact_bytes > EXECUTOR_BYTES:
+    if runtime not in DATA_ONLY or profile.artifact_bytes > EXECUTOR_BYTES:
         return Placement.EXECUTOR
     small = [rows for rows in profile.batch_s if rows <= 32]
     slowest_s = profile.batch_s[max(small)] if small else float("inf")

@@ -12,7 +12,8 @@ from interlock.core.errors import CheckFailed, InterlockError
 from interlock.core.model import Signature, Tensors, Version
 from interlock.core.table import conform
 from interlock.runtime import onnx
-from interlock.runtime.examples import fit, rows_of, take
+from interlock.runtime.check_limit import rows_within
+from interlock.runtime.examples import fit, join, rows_of, take
 from interlock.runtime.prepare import ConversionReport
 from interlock.runtime.protocol import Loaded
 from interlock.runtime.widen import ROWS
@@ -23,6 +24,8 @@ LEAST_ROWS = 4000
 RACED_ROWS = (1, 32)
 RACE_S = 1.0
 """For one number of rows, unless eight runs of each take longer."""
+CALL_BYTES = 1024**2
+"""Of the inputs of one call while answers are compared."""
 ENTRY = "model.onnx"
 LABEL = "label"
 
@@ -48,7 +51,7 @@ def convert(
         try:
             graph = next(made, None)
         except Exception as error:  # a converter has no root of its own, and lets much else through
-            words = f"it cannot be converted to ONNX: {type(error).__name__}: {_first_line(error)}"
+            words = f"it cannot be converted to ONNX: {type(error).__name__}: {first_line(error)}"
             report = ConversionReport(False, f"kept as {framework}: {words}")
             break
         if graph is None:
@@ -73,7 +76,7 @@ def _answers(kept: Loaded, groups: Mapping[str, Tensors]) -> tuple[dict[str, Ten
     refused = []
     for name, rows in groups.items():
         try:
-            answers[name] = kept.predict(rows)
+            answers[name] = _predicted(kept, rows)
         except Exception as error:
             if name == ROWS:
                 raise CheckFailed(
@@ -98,7 +101,7 @@ def _judge(
         signature = msgspec.structs.replace(signature, columns=columns)
         session = onnx.runtime.load(path.parent, msgspec.structs.replace(draft, signature=signature))
     except InterlockError as error:
-        return ConversionReport(False, f"the converted model does not load: {_first_line(error)}")
+        return ConversionReport(False, f"the converted model does not load: {first_line(error)}")
     try:
         return _compare(session, signature, kept, groups, kept_answers, framework, tolerance)
     finally:
@@ -117,10 +120,10 @@ def _compare(
     largest, rows = 0.0, 0
     for name, answer in kept_answers.items():
         try:
-            converted = session.predict(_inputs(signature, groups[name]))
+            converted = _predicted(session, _inputs(signature, groups[name]))
         except Exception as error:
             where = "" if name == ROWS else f" on rows with {name}"
-            words = f"the converted model does not run{where}: {type(error).__name__}: {_first_line(error)}"
+            words = f"the converted model does not run{where}: {type(error).__name__}: {first_line(error)}"
             return ConversionReport(False, words, rows)
         gap, reason = _difference(answer, converted, framework, tolerance)
         largest, rows = max(largest, gap), rows + rows_of(groups[name])
@@ -165,6 +168,14 @@ def race(
     return medians
 
 
+def _predicted(model: Loaded, rows: Tensors) -> Tensors:
+    """The answers to all rows, in calls that memory can take: a thousand images at once would be too many."""
+    count, most = rows_of(rows), rows_within(rows, CALL_BYTES)
+    if count <= most:
+        return model.predict(rows)
+    return join([model.predict(take(rows, at, min(most, count - at))) for at in range(0, count, most)])
+
+
 def _inputs(signature: Signature, rows: Tensors) -> Tensors:
     return conform(signature, rows) if signature.columns else fit(signature, rows)
 
@@ -192,5 +203,6 @@ def _difference(kept: Tensors, converted: Tensors, framework: str, tolerance: fl
     return largest, ""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The beginning of what it says."""
     return (str(error).strip().splitlines() or [""])[0][:200]

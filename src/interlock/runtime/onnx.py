@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from interlock.core.errors import DatatypeMismatch, LoadFailed
+from interlock.core.errors import LoadFailed
 from interlock.core.model import Array, Signature, Tensors, TensorSpec, Version
 from interlock.core.table import MISSING
+from interlock.runtime.answers import texts
 from interlock.runtime.ort import onnxruntime
 
 _DATATYPES = {
@@ -100,21 +101,22 @@ class Onnx:
         Raises: LoadFailed with ONNX Runtime's own words; also for weights outside of the folder, and for
         outputs that are no tensors.
         """
-        session = _open(folder / version.entry)
+        session = open_session(folder / version.entry)
         signature = version.signature if version.signature.inputs else _signature(session)
         size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return OnnxModel(session, signature, size_bytes)
 
     def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
         """What the graph says of itself. Raises: LoadFailed."""
-        return _signature(_open(folder / version.entry))
+        return _signature(open_session(folder / version.entry))
 
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """A session may be shared by threads; the rest is found by measurement."""
         return {"thread_safe": True}
 
 
-def _open(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session with one thread. Raises: LoadFailed with ONNX Runtime's own words."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -151,19 +153,10 @@ def _spec(node: Any, role: str) -> TensorSpec:
 
 
 def _text(name: str, array: Array, missing: bytes | None) -> Array:
-    flat = array.ravel()
-    try:
-        texts = [
-            (NO_TEXT if item == missing else item.decode()) if isinstance(item, bytes) else item
-            for item in flat.tolist()
-        ]
-    except UnicodeDecodeError as error:
-        raise DatatypeMismatch(
-            f"input {name!r}: an element is not UTF-8 ({error.reason} at byte {error.start}); "
-            "this model's strings are text"
-        ) from None
-    result = np.empty(len(texts), object)
-    result[:] = texts
+    if missing is not None:
+        array = np.where(array == missing, NO_TEXT, array)
+    result = np.empty(array.size, object)
+    result[:] = texts(name, array)
     return result.reshape(array.shape)
 
 

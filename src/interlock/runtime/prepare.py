@@ -9,7 +9,12 @@ import msgspec
 
 from interlock.core.model import Tensors, Version
 
-PREPARERS = {"sklearn": "interlock.runtime.sklearn_prepare"}
+PREPARERS = {
+    "sklearn": "interlock.runtime.sklearn_prepare",
+    "torch": "interlock.runtime.torch_prepare",
+    "xgboost": "interlock.runtime.boosted_prepare",
+    "lightgbm": "interlock.runtime.boosted_prepare",
+}
 """Runtime -> the module of this folder that prepares what it would load; others keep what they are given."""
 
 

@@ -17,7 +17,7 @@ from interlock.core.errors import DigestMismatch, InterlockError, LoadFailed, Qu
 from interlock.core.letters import Desired, VersionState, VersionStatus, executor_socket
 from interlock.core.model import Model, Placement, Version, artifact_path, check_fault, digest_of
 from interlock.core.route import Route
-from interlock.runtime.catalog import runtime_of, with_fault
+from interlock.runtime.catalog import DATA_ONLY, runtime_of, with_fault
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block
 from interlock.serving.executor import ExecutorPlace
@@ -43,8 +43,6 @@ from interlock.serving.warm_up import warm_up
 
 LOAD_LIMIT_S = 120.0
 DRAIN_POLL_S = 0.02
-_IN_WORKER = frozenset({"onnx"})
-"""Runtimes that read data. All others run code of the model's author, which no worker does."""
 _log = logging.getLogger(__name__)
 
 
@@ -304,7 +302,7 @@ class Loader:
             )
             await place.connect(monotonic() + LOAD_LIMIT_S)
             return place
-        if version.runtime not in _IN_WORKER:
+        if version.runtime not in DATA_ONLY:
             raise LoadFailed(
                 f"runtime '{version.runtime}' runs code of the model's author: want placement executor,"
                 f" got {version.placement.value}"

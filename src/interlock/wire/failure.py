@@ -13,7 +13,7 @@ from interlock.core.errors import (
     Unavailable,
     Unsupported,
 )
-from interlock.wire.headers import REQUEST_ID
+from interlock.wire.headers import ERROR, REQUEST_ID
 from interlock.wire.http import Exchange, Refusal
 
 JSON = b"content-type: application/json\r\n"
@@ -46,7 +46,7 @@ def failure(error: InterlockError, request_id: bytes = b"", lines: bytes = b"") 
 
     `Retry-After` is in whole seconds, at least 1: HTTP has no fractions there.
     """
-    headers = JSON
+    headers = JSON + b"%b: %b\r\n" % (ERROR, type(error).__name__.encode())
     if isinstance(error, Unavailable):
         headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
     if request_id:

