@@ -13,8 +13,8 @@ from benchmarks import models
 from benchmarks.node import Node, serve
 from benchmarks.pairs import Goal, Plan, Row, compare
 from benchmarks.peers import ask
-from benchmarks.request import Request
 from benchmarks.sides import reference, wrk_side
+from interlock.operations.load import Request
 
 CONNECTIONS = 8  # 32 of them would only fill the socket buffers: 20 MB in flight
 

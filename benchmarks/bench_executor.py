@@ -20,12 +20,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.arrivals import percentiles
 from benchmarks.models import IMAGE_SHAPE
 from benchmarks.pairs import Goal, Plan, Row, Sample, Side, compare
 from benchmarks.process import CLIENT_CORE, SERVER_CORE, Started
 from interlock.core.errors import InterlockError
 from interlock.core.model import Placement, Signature, Tensors, TensorSpec, Version
+from interlock.operations.arrivals import percentiles
 from interlock.runtime.protocol import Loaded
 from interlock.serving.block import Block
 from interlock.serving.executor import ExecutorPlace

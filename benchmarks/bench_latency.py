@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks import models, peers
 from benchmarks.node import Node, serve
 from benchmarks.pairs import Goal, Plan, Row, also, compare
-from benchmarks.request import Request
 from benchmarks.sides import direct_side, open_side, reference
+from interlock.operations.load import Request
 
 RATE_PER_S = 1000.0
 NOTE = "latency from the intended send time, minus the same percentile of session.run alone at the same rate"

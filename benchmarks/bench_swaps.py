@@ -21,13 +21,13 @@ from typing import Any
 import msgspec
 
 from benchmarks import models
-from benchmarks.arrivals import Percentiles
 from benchmarks.load import OpenLoopProcess
 from benchmarks.node import Node
 from benchmarks.pairs import Goal, Plan, Row, Sample, say
 from benchmarks.peers import JSON, v2_body
 from benchmarks.process import CLIENT_CORE, resident_mb
-from benchmarks.request import Request
+from interlock.operations.arrivals import Percentiles
+from interlock.operations.load import Request
 
 RATE_PER_S = 500.0
 SETTLED_AFTER = 10  # swaps until caches, arenas and the load path itself are warm

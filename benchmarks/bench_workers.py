@@ -17,8 +17,8 @@ from benchmarks import models
 from benchmarks.node import Node, serve
 from benchmarks.pairs import Goal, Plan, Row, Sample, Side, compare
 from benchmarks.peers import JSON, ask, v2_body
-from benchmarks.request import Request
 from benchmarks.sides import direct, wrk_side
+from interlock.operations.load import Request
 
 TARGET_MS = 2.0
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.arrivals import Percentiles, percentiles
 from benchmarks.models import session
+from interlock.operations.arrivals import Percentiles, percentiles
 
 
 class DirectResult(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import psutil
 
 from benchmarks.peers import JSON, Target, ask, v2_body, v2_label
 from benchmarks.process import SERVER_CORE, free_port, pinned
-from benchmarks.request import Request
+from interlock.operations.load import Request
 from interlock.operations.wait import POLL_S
 
 _MARK = "INTERLOCK_BENCHMARK_NODE"

@@ -17,8 +17,8 @@ from benchmarks.direct import DirectResult
 from benchmarks.load import OpenLoopProcess
 from benchmarks.pairs import OTHERS, Sample, Side
 from benchmarks.process import SERVER_CORE, Started, core_busy_s, cpu_s, free_port, pinned, wait_until
-from benchmarks.request import Request
 from benchmarks.wrk import wrk
+from interlock.operations.load import Request
 
 _HERE = Path(__file__).resolve().parent
 

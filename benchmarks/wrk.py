@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.process import CLIENT_CORE, pinned
-from benchmarks.request import Request
+from interlock.operations.load import Request
 
 
 class WrkResult(msgspec.Struct, frozen=True):

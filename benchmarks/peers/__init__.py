@@ -14,7 +14,7 @@ import msgspec
 
 from benchmarks.models import IRIS_ROWS
 from benchmarks.process import Started, wait_until
-from benchmarks.request import Request
+from interlock.operations.load import Request
 
 NAMES = (
     "triton_python",

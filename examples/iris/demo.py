@@ -26,13 +26,13 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.load import OpenLoopProcess
-from benchmarks.request import Request
 from examples.iris.evidence import register_forests, release_forests
 from examples.iris.evidence import table as evidence_table
 from examples.iris.models import TARGET, Files, Rows, irises, train, write
 from examples.iris.node import CommandFailed, DemoNode, Swap, Up
 from examples.iris.report import NOTE, Seen, exit_code, table
 from interlock.core.errors import MissingExtra
+from interlock.operations.load import Request
 
 NAME = "iris"
 LOAD_STARTS_S = 20.0

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from benchmarks.load import OpenLoopProcess, OpenLoopResult
-from benchmarks.request import Request
+from benchmarks.load import OpenLoopProcess
 from examples.iris.forests import CANDIDATES, LIVE, Forest
 from examples.iris.models import Rows
 from examples.iris.node import CommandFailed, DemoNode, Up
 from interlock.operations.control import AdminControl
 from interlock.operations.discovery import read_token
+from interlock.operations.load import OpenLoopResult, Request
 from interlock.registry.rows import ReleaseRow
 from interlock.rollout.certificate import Certificate
 

@@ -7,9 +7,9 @@ from statistics import median
 import msgspec
 from rich.table import Table
 
-from benchmarks.arrivals import Percentiles
-from benchmarks.load import OpenLoopResult
 from examples.iris.node import Swap
+from interlock.operations.arrivals import Percentiles
+from interlock.operations.load import OpenLoopResult
 
 
 class Seen(msgspec.Struct, frozen=True):

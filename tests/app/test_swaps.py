@@ -14,10 +14,10 @@ from benchmarks.load import OpenLoopProcess
 from benchmarks.node import Node
 from benchmarks.peers import JSON, v2_body
 from benchmarks.process import resident_mb
-from benchmarks.request import Request
 from interlock.core.letters import decode_desired
 from interlock.core.model import Placement
 from interlock.operations.context import opened
+from interlock.operations.load import Request
 from interlock.operations.register import register
 from interlock.operations.release import release_now
 

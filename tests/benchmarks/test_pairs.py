@@ -6,7 +6,7 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from benchmarks import arrivals, pairs
+from benchmarks import pairs
 from benchmarks.pairs import (
     OTHERS,
     Cost,
@@ -110,7 +110,7 @@ def test_the_cost_table_adds_up() -> None:
     assert text.splitlines()[-1].split() == ["total", "1.75,", "goal", "<=", "4"]
 
 
-@pytest.mark.parametrize("module", [arrivals, pairs])
+@pytest.mark.parametrize("module", [pairs])
 def test_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     seen = doctest.testmod(module)
     assert seen.attempted > 0 and seen.failed == 0

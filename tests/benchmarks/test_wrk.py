@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.request import Request
 from benchmarks.wrk import parse_wrk, wrk_script
+from interlock.operations.load import Request
 
 LINE = (
     '"requests":4000,"duration_us":2000000,"p50_us":140,"p99_us":900,"max_us":2000,'

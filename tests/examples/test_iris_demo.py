@@ -14,10 +14,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from benchmarks.arrivals import percentiles
-from benchmarks.load import OpenLoopResult
 from examples.iris.node import CommandFailed, DemoNode, Swap
 from examples.iris.report import Seen, exit_code, table
+from interlock.operations.arrivals import percentiles
+from interlock.operations.load import OpenLoopResult
 
 SHORT = ("--swaps", "2", "--rate", "60", "--quiet-s", "0.5")
 ONLY_SWAPS = ("--only-swaps",)

@@ -2,7 +2,7 @@
 
 A command's module is imported when the command runs, so that `interlock --help` answers at once.
 Exit codes: 0 it was done, 1 it failed, 2 the command line was wrong, 3 some rows have no answer (score), 130
-interrupted.
+interrupted; gate and loadtest have their own.
 """
 
 import errno
@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("watch", "Show a release as it goes on."),
     "certificate": ("replay", "Show what a release by evidence proved."),
     "replay": ("replay", "Decide a release again, from what was seen."),
+    "gate": ("gates", "Judge a version on a holdout, for CI."),
+    "loadtest": ("gates", "Judge a version under load, for CI."),
     "rollback": ("release", "Go back to the version that was live before."),
     "events": ("models", "Show what happened."),
     "predict": ("predict", "Ask a model."),
@@ -56,6 +58,10 @@ OS_HINTS: dict[int, str] = {
     errno.EDQUOT: "this user's share of the disk is used up: make room",
 }
 """What helps against an error of the operating system, by its number."""
+
+
+ERROR_CODE = "interlock.error_code"
+"""The key of click's `ctx.meta` under which a command says with what code its errors end."""
 
 
 class Failure(click.ClickException):
@@ -89,6 +95,15 @@ class Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._told(ctx)
+        except click.ClickException as error:
+            if ERROR_CODE not in ctx.meta:
+                raise
+            error.show()
+            raise click.exceptions.Exit(ctx.meta[ERROR_CODE]) from error
+
+    def _told(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except InterlockError as error:

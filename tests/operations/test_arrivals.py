@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.arrivals import Percentiles, percentiles, schedule
+from interlock.operations.arrivals import Percentiles, percentiles, schedule
 
 RATES = st.floats(1, 5000)
 SECONDS = st.floats(0.1, 5)

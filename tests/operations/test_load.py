@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 
-from benchmarks.arrivals import schedule
-from benchmarks.load import Timeline, open_loop
-from benchmarks.request import Request
+from interlock.operations.arrivals import schedule
+from interlock.operations.load import Request, Timeline, open_loop
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n"
