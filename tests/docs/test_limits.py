@@ -10,6 +10,8 @@ from interlock.codec.v2unit import MOST_UNIT_BYTES
 from interlock.core.model import Capabilities, ModelSettings
 from interlock.core.settings import MAX_WORKERS, NodeConfig
 from interlock.operations.access import MIN_TOKEN
+from interlock.operations.score_parts import MOST_PART_ROWS, PART_BYTES, PART_S
+from interlock.runtime.answer_process import DEFAULT_CALL_S
 from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S
 from interlock.serving.loader import LOAD_LIMIT_S
 from interlock.wire.headers import MOST_LABEL_BYTES
@@ -46,6 +48,10 @@ SAID = {
         f"{CRASHES.tries_load} while loading, {CRASHES.tries_isolated} on a request of its own "
         f"(executors: in a row), {CRASHES.tries_any} in all"
     ),
+    "one part of a batch run": (
+        f"{PART_BYTES // MIB} MiB of input, {PART_S:g} s of the model, {MOST_PART_ROWS:,} rows"
+    ),
+    "one call of the model in a batch run": f"{DEFAULT_CALL_S:g} s",
     "token of the admin API": f"at least {MIN_TOKEN} characters",
 }
 

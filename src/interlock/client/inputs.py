@@ -164,6 +164,8 @@ def _array(name: str, values: Any) -> Array:
 
 
 def _side_by_side(columns: Sequence[Array]) -> Array:
+    if not columns:
+        raise InputMismatch("the rows have no columns: want at least one value in each")
     rows = {len(column) for column in columns}
     if len(rows) > 1:
         raise ShapeMismatch(f"the columns have different numbers of rows: {sorted(rows)}; want the same")

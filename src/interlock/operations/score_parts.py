@@ -62,7 +62,7 @@ def rows_a_part(rows: int, row_bytes: float, call_rows: int, row_s: float) -> in
     """How many rows a part has: whole calls, some MB, some seconds, and a share of the file.
 
     >>> rows_a_part(284_807, 248, 256, 1e-6), rows_a_part(1000, 8, 256, 1.0), rows_a_part(0, 0, 256, 0.0)
-    (8960, 256, 256)
+    (8960, 256, 1024)
     """
     most = min(MOST_PART_ROWS, PART_BYTES / max(row_bytes, 1.0), PART_S / max(row_s, 1e-9))
     most = min(most, max(-(-rows // LEAST_PARTS), 1024))
