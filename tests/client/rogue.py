@@ -28,10 +28,12 @@ ANSWER = said(
 
 
 class Rogue:
-    """`requests` are the infer requests that came, heads and bodies; `ended` is set when the test is over."""
+    """`requests` are the infer requests that came, heads and bodies; `closed` connections that it has closed
+    after an answer; `ended` is set when the test is over."""
 
     def __init__(self, behave: Behave, side_effect_free: bool | None) -> None:
         self.requests: list[bytes] = []
+        self.closed = 0
         self.ended = threading.Event()
         self._behave = behave
         parameters = {} if side_effect_free is None else {"side_effect_free": side_effect_free}
@@ -116,5 +118,6 @@ def answers(*texts: bytes, then_closes: bool = False) -> Behave:
         connection.sendall(texts[min(number, len(texts)) - 1])
         if then_closes:
             connection.shutdown(socket.SHUT_RDWR)
+            server.closed += 1
 
     return behave
