@@ -88,7 +88,7 @@ def is_missing(value: object) -> bool:
     # pandas.NA is no float and compares to nothing; its type is known by its name, without pandas.
     return (
         value is None
-        or value == MISSING
+        or (isinstance(value, bytes) and value == MISSING)
         or (isinstance(value, float) and value != value)
         or type(value).__name__ == "NAType"
     )
@@ -105,9 +105,10 @@ def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, A
                     f" {_names(columns)}"
                 )
             return {column: table[:, index] for index, column in enumerate(columns)}
-    unknown = [name for name in sent if name not in columns]
-    missing = [name for name in columns if name not in sent]
-    if unknown or missing:
+    if sent.keys() != set(columns):
+        known = set(columns)
+        unknown = [name for name in sent if name not in known]
+        missing = [name for name in columns if name not in sent]
         parts = [f"column {_names(missing)} is missing"] if missing else []
         parts += [f"column {_names(unknown)} is unknown"] if unknown else []
         raise InputMismatch(
@@ -136,7 +137,7 @@ def _cast(name: str, values: Array, datatype: str) -> Array:
         return values
     numbers = values if values.dtype.kind in "biuf" else _numbers(name, values, datatype)
     if wanted.kind == "f":
-        return numbers.astype(wanted)
+        return _floats(name, numbers, datatype)
     with np.errstate(invalid="ignore"):
         made = numbers.astype(wanted)
     wrong = np.flatnonzero(made != numbers)
@@ -150,6 +151,19 @@ def _cast(name: str, values: Array, datatype: str) -> Array:
         at = int(wrong[0])
         raise DatatypeMismatch(f"column '{name}': value {numbers[at]!s} in row {at} does not fit {datatype}")
     return made
+
+
+def _floats(name: str, numbers: Array, datatype: str) -> Array:
+    try:
+        with np.errstate(over="raise"):
+            return numbers.astype(DATATYPES[datatype])
+    except FloatingPointError:
+        with np.errstate(over="ignore"):
+            made = numbers.astype(DATATYPES[datatype])
+        at = int(np.flatnonzero(np.isinf(made) & np.isfinite(numbers))[0])
+        raise DatatypeMismatch(
+            f"column '{name}': value {numbers[at]!s} in row {at} does not fit {datatype}"
+        ) from None
 
 
 _WORDS = {b"true": 1.0, b"True": 1.0, b"false": 0.0, b"False": 0.0, b"": float("nan"), MISSING: float("nan")}
@@ -174,8 +188,16 @@ def _number(name: str, row: int, value: Any, datatype: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        shown = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        raise DatatypeMismatch(f"column '{name}': {shown[:60]!r} in row {row} is no {datatype}") from None
+        raise DatatypeMismatch(f"column '{name}': {_shown(value)} in row {row} is no {datatype}") from None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    try:
+        return f"{str(value)[:60]!r}"
+    except Exception:  # a whole number of 4301 digits, or an object's own __str__
+        return f"a value of type {type(value).__name__}"
 
 
 def _text(value: Any) -> bytes:
@@ -185,7 +207,10 @@ def _text(value: Any) -> bytes:
         return value.encode(errors="replace")
     if is_missing(value):
         return MISSING
-    return str(value).encode()
+    try:
+        return str(value).encode(errors="replace")
+    except Exception:  # as in _shown
+        raise DatatypeMismatch(f"{_shown(value)} is no text") from None
 
 
 def _names(names: tuple[str, ...] | list[str]) -> str:

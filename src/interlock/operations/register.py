@@ -5,6 +5,7 @@ nothing names is garbage in the cache, and a version that only the registry know
 like one that plain MLflow code registered.
 """
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from interlock.runtime.table import OPTION
 
 _PREPARED_ROWS = 10_000
 """Reference rows that go to the process that converts and checks: as many again for their extremes."""
+_PREPARED_COLUMNS = 1_000
+"""Of wider data as many rows fewer."""
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -84,10 +87,11 @@ def register(
         report, prepared = run_prepared_check(
             came,
             draft,
-            None if rows is None else data_of.sample(rows, _PREPARED_ROWS),
+            None if rows is None else data_of.sample(rows, _most_rows(rows)),
             out,
             time_s=time_s,
             memory_bytes=memory_bytes,
+            progress=progress,
         )
         if prepared.conversion is not None:
             progress(prepared.conversion.reason)
@@ -124,6 +128,11 @@ def register_model(
 def _tell(step: str) -> None:
     if sys.stderr.isatty():
         print(f"interlock: {step}", file=sys.stderr, flush=True)
+
+
+def _most_rows(rows: Reference) -> int:
+    columns = sum(math.prod(values.shape[1:]) for values in rows.inputs.values())
+    return max(100, _PREPARED_ROWS * _PREPARED_COLUMNS // max(columns, _PREPARED_COLUMNS))
 
 
 def described(draft: Version, number: str, report: CheckReport) -> Version:

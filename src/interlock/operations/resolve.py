@@ -51,7 +51,9 @@ def resolve(
         return known  # only the cache had lost it
     progress("checking it in a process of its own")
     draft = Version(name, "new", digest, source.runtime, source.entry, Signature((), ()), options=options)
-    report = run_check(artifact_path(ctx.home, digest), draft, time_s=time_s, memory_bytes=memory_bytes)
+    report = run_check(
+        artifact_path(ctx.home, digest), draft, time_s=time_s, memory_bytes=memory_bytes, progress=progress
+    )
     return put(ctx, described(draft, found.number, report))
 
 
