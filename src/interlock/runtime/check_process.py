@@ -172,7 +172,7 @@ def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int, p
     elif verdict == "memory":
         reason = _too_large(memory_bytes)
     else:
-        reason = f"{verdict} while it was loaded and tried"
+        reason = f"{verdict} while it was loaded and tried: its code, or a library of it, ended it"
     reason += f"; {note}" if note else ""
     raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {last}" if last else ""))
 
