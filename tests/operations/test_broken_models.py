@@ -255,7 +255,7 @@ def test_letters_of_all_languages(ctx: Context, given: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_ten_thousand_columns_of_numbers(ctx: Context, named: bool) -> None:
     random = np.random.default_rng(0)
     rows: Any = random.normal(size=(60, 10_000))

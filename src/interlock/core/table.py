@@ -176,7 +176,7 @@ def _numbers(name: str, values: Array, datatype: str) -> Array:
         if not isinstance(value, str | bytes):
             made[row] = _number(name, row, value, datatype)
             continue
-        text = value.encode() if isinstance(value, str) else value
+        text = value.encode(errors="replace") if isinstance(value, str) else value
         found = _WORDS.get(text)
         made[row] = _number(name, row, text, datatype) if found is None else found
     return made
