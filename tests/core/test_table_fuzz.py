@@ -1,4 +1,4 @@
-"""Holds that whatever arrays a client sends as a table, the answer is inputs or one of the client's errors."""
+"""Holds that whatever arrays a client sends as a table become inputs, or one of the client's errors."""
 
 import json
 from typing import Any
@@ -35,8 +35,8 @@ SIGNATURES = [
 ODD: list[Any] = [
     None, MISSING, b"", "", "true", b"\xff\xfe", "\ud800", "nan", "inf", "1e999", "1_0", " 1 ", "٣",
     10**400, 10**5000, -(2**63), 2**64, 2**53 + 1, 0.1, float("nan"), float("inf"), -0.0, True, 1j,
-    [1, 2], {"a": 1}, (), Mute(), np.float64(1), np.array([1, 2]), np.datetime64("2026-01-01"), np.bytes_(b"1"),
-    object, b"\x00", "\x00",
+    [1, 2], {"a": 1}, (), Mute(), np.float64(1), np.array([1, 2]), np.datetime64("2026-01-01"),
+    np.bytes_(b"1"), object, b"\x00", "\x00",
 ]  # fmt: skip
 DTYPES = ["?", "b", "B", "i8", "u8", "f2", "f4", "f8", "g", "F", "D", "S3", "U3", "M8[s]", "m8[s]", "V4"]
 SHAPES = [(), (0,), (1,), (2,), (2, 1), (1, 2), (2, 3), (0, 3), (2, 3, 1), (3, 0)]
