@@ -138,7 +138,7 @@ def test_a_wide_table_costs_no_square_of_its_columns() -> None:
     for width in (200, 2000):
         names = tuple(Name(f"c{index}") for index in range(width))
         signature = Signature((TensorSpec("input", "FP32", (-1, width)),), OUT, 0, names)
-        sent = {Name(name): np.ones(2) for name in reversed(names)}
+        sent: dict[str, Any] = {Name(name): np.ones(2) for name in reversed(names)}
         calls[0] = 0
         assert conform(signature, sent)["input"].shape == (2, width)
         counted.append(calls[0])

@@ -1,6 +1,7 @@
 """Owns the broken models: how each is made, and what its registration must say. test_broken_models.py
 registers them."""
 
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -93,10 +94,13 @@ def outside(folder: Path) -> Path:
 
 
 def fifo(folder: Path) -> Path:
-    import os
-
     os.mkfifo(folder / "pipe.skops")
     return folder / "pipe.skops"
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "dir.onnx").mkdir()
+    return folder / "dir.onnx"
 
 
 def link(name: str, target: str) -> Callable[[Path], Path]:
@@ -171,7 +175,7 @@ CASES: dict[str, Case] = {
     "a suffix": Case(write("notes.txt", "x"), UnknownFormat, ("no runtime reads .txt", "want .onnx")),
     "an empty file": Case(write("none.onnx", ""), LoadFailed, ("none.onnx is empty (0 bytes)", "write it")),
     "a folder with a suffix": Case(
-        lambda f: ((f / "dir.onnx").mkdir(), f / "dir.onnx")[1],
+        empty_folder,
         UnknownFormat,
         ("folder dir.onnx has 0 .onnx files", "want exactly one"),
     ),
