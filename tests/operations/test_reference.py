@@ -54,7 +54,7 @@ def test_a_data_frame_keeps_its_kinds_of_columns() -> None:
         (pd.DataFrame({"when": pd.to_datetime(["2026-01-01"])}), "column 'when' is datetime64"),
         (pd.DataFrame({"mixed": [1, "a"]}), "column 'mixed' is object"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"columns \['a'\] are there more than once"),
-        (pd.DataFrame(index=range(3)), "no rows"),
+        (pd.DataFrame(index=range(3)), "without a column"),
     ],
 )
 def test_columns_that_no_input_can_carry_are_named(frame: pd.DataFrame, words: str) -> None:

@@ -283,7 +283,7 @@ def test_what_cannot_be_registered_leaves_nothing(ctx: Context, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage", ["add", "run_prepared_check", "finalize_logged_model", "create_model_version", "put"]
+    "stage", ["add", "run_check", "finalize_logged_model", "create_model_version", "put"]
 )
 def test_a_failure_at_any_stage_leaves_nothing(
     ctx: Context, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -293,7 +293,7 @@ def test_a_failure_at_any_stage_leaves_nothing(
 
     if stage == "add":
         monkeypatch.setattr(artifacts, "add", fail)
-    elif stage in ("run_prepared_check", "put"):
+    elif stage in ("run_check", "put"):
         monkeypatch.setattr(f"interlock.operations.register.{stage}", fail)
     else:
         monkeypatch.setattr(ctx.registry.client, stage, fail)

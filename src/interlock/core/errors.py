@@ -57,6 +57,19 @@ class InterlockError(Exception):
         return str(self.args[0]) if self.args else type(self).__name__
 
 
+def said(error: BaseException, most: int = 500) -> str:
+    """Type and words of what foreign code raised; its own `__str__` may raise, too.
+
+    >>> said(KeyError("a"))
+    "KeyError: 'a'"
+    """
+    try:
+        words = str(error)[:most]
+    except Exception as other:
+        words = f"its words cannot be had: str() of it raised {type(other).__name__}"
+    return f"{type(error).__name__}: {words}"
+
+
 class InvalidRequest(InterlockError):
     pass
 

@@ -209,6 +209,26 @@ def check_name(name: str) -> str:
     return name
 
 
+LABEL_BYTES = 256
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def label_fault(name: object) -> str:
+    """Why an input, an output, a column or a file cannot be called so; "" if it can.
+
+    >>> label_fault("räksmörgås"), label_fault("")
+    ('', 'is empty')
+    """
+    if not isinstance(name, str):
+        return f"is a {type(name).__name__} and no text"
+    if not name:
+        return "is empty"
+    if odd := _UNWRITABLE.search(name):
+        return f"has the character {odd[0]!a}, which breaks lines or cannot be written as UTF-8"
+    size = len(name.encode())
+    return f"has {size} bytes, the limit is {LABEL_BYTES}" if size > LABEL_BYTES else ""
+
+
 def artifact_path(home: Path, digest: str) -> Path:
     """Where the content-addressed cache of a home folder keeps an artifact: a folder named by its digest."""
     return home / "artifacts" / digest.removeprefix("sha256:")

@@ -143,9 +143,10 @@ def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, A
                     f" {_names(columns)}"
                 )
             return {column: table[:, index] for index, column in enumerate(columns)}
-    unknown = [name for name in sent if name not in columns]
-    missing = [name for name in columns if name not in sent]
-    if unknown or missing:
+    if sent.keys() != set(columns):
+        known = set(columns)
+        unknown = [name for name in sent if name not in known]
+        missing = [name for name in columns if name not in sent]
         parts = [f"column {_names(missing)} is missing"] if missing else []
         parts += [f"column {_names(unknown)} is unknown"] if unknown else []
         raise InputMismatch(
@@ -174,7 +175,7 @@ def _numbers(name: str, values: Array, datatype: str, kind: str) -> Array:
         if not isinstance(value, str | bytes):
             made[row] = _number(name, row, value, datatype, kind)
             continue
-        text = value.encode() if isinstance(value, str) else value
+        text = value.encode(errors="replace") if isinstance(value, str) else value
         found = _WORDS.get(text)
         made[row] = _number(name, row, text, datatype, kind) if found is None else found
     return made
@@ -186,14 +187,22 @@ def _number(name: str, row: int, value: Any, datatype: str, kind: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        shown = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         raise DatatypeMismatch(
-            f"{kind} '{name}': {shown[:60]!r} {_place(kind, row)} is no {datatype}"
+            f"{kind} '{name}': {_shown(value)} {_place(kind, row)} is no {datatype}"
         ) from None
 
 
 def _place(kind: str, at: int) -> str:
     return f"in row {at}" if kind == "column" else f"at position {at}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    try:
+        return f"{str(value)[:60]!r}"
+    except Exception:  # a whole number of 4301 digits, or an object's own __str__
+        return f"a value of type {type(value).__name__}"
 
 
 def _text(value: Any) -> bytes:
@@ -203,7 +212,10 @@ def _text(value: Any) -> bytes:
         return value.encode(errors="replace")
     if is_missing(value):
         return MISSING
-    return str(value).encode()
+    try:
+        return str(value).encode(errors="replace")
+    except Exception:  # as in _shown
+        raise DatatypeMismatch(f"{_shown(value)} is no text") from None
 
 
 def _names(names: tuple[str, ...] | list[str]) -> str:

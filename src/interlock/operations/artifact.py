@@ -1,7 +1,7 @@
 """Decides what a registration was given: which runtime reads it, and which files make up the artifact."""
 
 import ast
-import shutil
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +15,15 @@ from interlock.core.errors import (
     LoadFailed,
     UnknownFormat,
     UntrustedArtifact,
+    said,
 )
 from interlock.core.model import Tensors
 from interlock.operations import artifact_boosters
+from interlock.operations.files import check_file, check_folder, copy
 from interlock.runtime import huggingface_files, pickles, sklearn, torch_files
+
+MOST_SOURCE_BYTES = 16 * 1024**2
+"""Of one file of Python, which is read here to find its classes."""
 
 FORMATS = (
     f".onnx, .skops, .pkl, .pickle, .joblib, {artifact_boosters.FORMATS}, .py, .pt2, .pt, .pth, .keras, "
@@ -71,7 +76,7 @@ def save_estimator(estimator: Any, folder: Path) -> dict[str, Any]:
         return {"trusted_types": sklearn.foreign_types(path)}
     except Exception as error:
         raise ArtifactError(
-            f"skops cannot hold this {type(estimator).__name__}: {type(error).__name__}: {str(error)[:300]}; "
+            f"skops cannot hold this {type(estimator).__name__}: {said(error, 300)}; "
             "save it with joblib and register that file with trust, convert it to ONNX, or wrap it in a "
             "Python class with predict(inputs)"
         ) from error
@@ -79,18 +84,19 @@ def save_estimator(estimator: Any, folder: Path) -> dict[str, Any]:
 
 def _path(text: str, trust: bool) -> Given:
     class_name = ""
-    if not Path(text).exists() and ":" in text:
+    if not os.path.lexists(text) and ":" in text:
         text, _, class_name = text.rpartition(":")
     path = Path(text)
-    if not path.exists():
-        raise UnknownFormat(f"{text} does not exist: want {FORMATS}")
+    if not os.path.lexists(path):
+        raise UnknownFormat(f"{text!a} does not exist: want {FORMATS}")
     if path.is_dir():
         return _folder(path, trust)
+    check_file(path, LoadFailed, MOST_SOURCE_BYTES if path.suffix == ".py" else None)
     if path.suffix == ".onnx":
-        return Given("onnx", path.name, lambda folder: _copy_file(path, folder))
+        return Given("onnx", path.name, lambda folder: copy(path, folder))
     if path.suffix == ".py":
         entry = f"{path.name}:{class_name or _only_class(path)}"
-        return Given("python", entry, lambda folder: _copy_file(path, folder))
+        return Given("python", entry, lambda folder: copy(path, folder))
     if path.suffix == ".skops" or path.suffix in pickles.SUFFIXES:
         if path.suffix != ".skops" and not trust:
             pickles.refuse(path)
@@ -108,40 +114,31 @@ def _path(text: str, trust: bool) -> Given:
 
 
 def _folder(path: Path, trust: bool) -> Given:
+    check_folder(path)
     if (path / "saved_model.pb").is_file():
         return Given("tensorflow", "", lambda folder: _copy_vouched(path, folder, trust, "saved_model.pb"))
     if (path / "config.json").is_file() and (path / "tokenizer.json").is_file():
         return Given("huggingface", "", lambda folder: _copy_huggingface(path, folder, trust))
     graphs, sources = sorted(path.glob("*.onnx")), sorted(path.glob("*.py"))
     if len(graphs) == 1:
-        return Given("onnx", graphs[0].name, lambda folder: _copy(path, folder))
+        return Given("onnx", graphs[0].name, lambda folder: copy(path, folder))
     models = [source for source in sources if _classes(source)]
     if not graphs and len(models) == 1:
         entry = f"{models[0].name}:{_only_class(models[0])}"
-        return Given("python", entry, lambda folder: _copy(path, folder))
+        return Given("python", entry, lambda folder: copy(path, folder))
     raise UnknownFormat(
         f"folder {path.name} has {len(graphs)} .onnx files and {len(models)} .py files with a class that has "
         "predict(inputs) or stream(inputs): want exactly one"
     )
 
 
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(
-        source,
-        folder,
-        symlinks=True,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("__pycache__", ".git"),
-    )
-
-
 def _copy_model(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
     """Copy a .skops file or a pickle; its options say what was vouched for, by the digest of the copy."""
-    _copy_file(path, folder)
-    copy = folder / path.name
+    copy(path, folder)
+    copied = folder / path.name
     if path.suffix != ".skops":
-        return {pickles.DIGEST_OPTION: pickles.sha256_of(copy)}
-    return {"trusted_types": sklearn.foreign_types(copy)} if trust else {}
+        return {pickles.DIGEST_OPTION: pickles.sha256_of(copied)}
+    return {"trusted_types": sklearn.foreign_types(copied)} if trust else {}
 
 
 def _export(module: Any, rows: Tensors | None, path: Path) -> None:
@@ -159,7 +156,7 @@ def _export(module: Any, rows: Tensors | None, path: Path) -> None:
 
 
 def _copy_torch(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
-    _copy_file(path, folder)
+    copy(path, folder)
     try:
         torch_files.checked_kind(folder / path.name, {})
     except UntrustedArtifact:
@@ -171,20 +168,13 @@ def _copy_torch(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
 
 def _copy_vouched(path: Path, folder: Path, trust: bool, inner: str = "") -> dict[str, Any]:
     """Copy a file or a folder; the options vouch for that file, or for `inner`, if `trust`."""
-    if path.is_dir():
-        _copy(path, folder)
-    else:
-        _copy_file(path, folder)
+    copy(path, folder)
     return {pickles.DIGEST_OPTION: pickles.sha256_of(folder / (inner or path.name))} if trust else {}
 
 
 def _copy_huggingface(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
     huggingface_files.copy(path, folder)
     return {"trusted_code": True} if trust else {}
-
-
-def _copy_file(path: Path, folder: Path) -> None:
-    shutil.copyfile(path, folder / path.name)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -205,8 +195,10 @@ def _classes(path: Path) -> list[str]:
     """Found by reading, not by running."""
     try:
         tree = ast.parse(path.read_bytes(), path.name)
-    except (SyntaxError, ValueError) as error:
-        raise LoadFailed(f"{path.name} is not Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
+        raise LoadFailed(f"{path.name} is not Python: {error or type(error).__name__}: mend it") from None
+    except OSError as error:
+        raise LoadFailed(f"{path.name} cannot be read: {error.strerror}") from None
     return [
         node.name
         for node in tree.body

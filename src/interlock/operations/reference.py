@@ -1,16 +1,22 @@
 """Decides what the reference data of a registration are: a file, arrays, or a DataFrame."""
 
+import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from interlock.core.errors import ConfigError, MissingExtra
-from interlock.core.model import DATATYPES, Array, Tensors
-from interlock.core.table import column_datatype, texts
+from interlock.core.errors import ConfigError, MissingExtra, said
+from interlock.core.model import DATATYPES, Array, Tensors, label_fault
+from interlock.core.table import column_datatype, is_missing, texts
+from interlock.operations.files import check_file
 from interlock.runtime.examples import ONLY, stacked
 from interlock.runtime.table import Table
+
+MOST_BYTES = 2 * 1024**3
+"""Of one file of reference data: it is read into memory, and 10,000 of its rows are used."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -29,6 +35,7 @@ def read(path: Path, target: str | None) -> Reference:
     Raises: ConfigError for a file that cannot be read or has no such target; MissingExtra for parquet without
     pyarrow.
     """
+    check_file(path, ConfigError, MOST_BYTES)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -44,8 +51,8 @@ def read(path: Path, target: str | None) -> Reference:
             frame = pandas.read_csv(path)
         else:
             raise ConfigError(f"reference data {path.name}: want .parquet, .csv or .npz")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"reference data {path}: {error}") from error
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"reference data {path} cannot be read: {said(error)}") from error
     if target is not None and target not in frame.columns:
         names = sorted(map(str, frame.columns))
         raise ConfigError(f"reference data {path.name}: no column {target!r}, want one of {names}")
@@ -58,25 +65,31 @@ def of(data: Any, target: Any = None) -> Reference:
 
     Raises: ConfigError.
     """
-    answers = None if target is None else np.asarray(target)
+    answers = None if target is None else _target(target)
     if type(data).__name__ == "DataFrame" and hasattr(data, "columns"):
         table, arrays = _of_frame(data)
     else:
         table = None
         if isinstance(data, dict):
-            arrays = {str(name): np.asarray(values) for name, values in data.items()}
+            arrays = {name: _array(f"input {name!r}", values) for name, values in data.items()}
         else:
-            matrix = np.asarray(data)
+            matrix = _array("the matrix", data)
             if matrix.ndim == 1:
                 matrix = matrix.reshape(-1, 1)
             arrays = {ONLY: matrix}
+    for name in arrays:
+        if fault := label_fault(name):
+            kind = "input" if table is None else "column"
+            raise ConfigError(f"reference data: the name of {kind} {str(name)[:60]!a} {fault}: rename it")
+    if not arrays or any(values.ndim > 1 and not values.shape[1] for values in arrays.values()):
+        raise ConfigError("reference data without a column: want at least 1 beside the target")
     rows = {name: len(values) if values.ndim else 0 for name, values in arrays.items()}
     if answers is not None:
         rows["the target"] = len(answers) if answers.ndim else 0
-    if not arrays or 0 in rows.values() or len(set(rows.values())) != 1:
+    if 0 in rows.values() or len(set(rows.values())) != 1:
         shown = dict(list(rows.items())[:8])
         raise ConfigError(
-            f"reference data with {shown or 'no'} rows: want the same number, at least 1, for every input"
+            f"reference data with {shown} rows: want the same number, at least 1, for every input"
         )
     return Reference(arrays, next(iter(rows.values())), answers, table)
 
@@ -103,11 +116,11 @@ def sample(reference: Reference, most_rows: int) -> Tensors:
 
 def _of_frame(frame: Any) -> tuple[Table, Tensors]:
     names = [str(name) for name in frame.columns]
-    twice = (
-        sorted({name for name in names if names.count(name) > 1})[:5] if len(set(names)) < len(names) else []
-    )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)[:5]
     if twice:
-        raise ConfigError(f"reference data: the columns {twice} are there more than once")
+        raise ConfigError(
+            f"reference data: the columns {twice} are there more than once: rename or drop them"
+        )
     columns, categories, none, arrays = [], {}, [], {}
     for position, name in enumerate(names):
         series = frame.iloc[:, position]
@@ -147,6 +160,30 @@ def _values(name: str, series: Any) -> tuple[Array, tuple[Any, ...] | None]:
             series.dtype.numpy_dtype
         ), None
     return np.asarray(series), None
+
+
+def _array(what: str, values: Any) -> Array:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise ConfigError(f"reference data: {what} is no array: {said(error, 200)}") from None
+    if array.dtype.kind not in "biufSUO":
+        raise ConfigError(f"reference data: {what} is {array.dtype}: want numbers, booleans or texts")
+    return array
+
+
+def _target(values: Any) -> Array:
+    """Raises: ConfigError for answers of which some are missing: nothing can be measured by them."""
+    answers = _array("the target", values)
+    missing = np.isnan(answers) if answers.dtype.kind == "f" else np.zeros(answers.shape, np.bool_)
+    if answers.dtype.kind == "O":
+        missing = np.array([is_missing(value) for value in answers.ravel().tolist()], np.bool_)
+    if missing.any():
+        raise ConfigError(
+            f"reference data: the target has no value in {int(missing.sum())} of {missing.size} rows: leave"
+            " these rows out"
+        )
+    return answers
 
 
 def _from_arrays(arrays: Tensors, target: str | None, name: str) -> Reference:

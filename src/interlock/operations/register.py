@@ -5,6 +5,7 @@ nothing names is garbage in the cache, and a version that only the registry know
 like one that plain MLflow code registered.
 """
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,12 +27,14 @@ from interlock.operations.reference import Reference
 from interlock.registry import artifacts
 from interlock.registry.mlrun import facts_of
 from interlock.runtime.check import CheckReport
-from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_prepared_check
+from interlock.runtime.check_process import DEFAULT_MEMORY_BYTES, DEFAULT_TIME_S, run_check, run_prepare
 from interlock.runtime.prepare import ConversionReport
 from interlock.runtime.table import OPTION
 
 _PREPARED_ROWS = 10_000
 """Reference rows that go to the process that converts and checks: as many again for their extremes."""
+_PREPARED_COLUMNS = 1_000
+"""Of wider data as many rows fewer."""
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -92,21 +95,19 @@ def register(
         if rows is not None and rows.table is not None:
             options = {**options, OPTION: msgspec.to_builtins(rows.table)}
         draft = Version(name, "new", "", given.runtime, given.entry, Signature((), ()), options=options)
-        progress("converting it where that pays, and checking it, in a process of its own")
-        report, prepared = run_prepared_check(
-            came,
-            draft,
-            None if rows is None else data_of.sample(rows, _PREPARED_ROWS),
-            out,
-            time_s=time_s,
-            memory_bytes=memory_bytes,
-        )
+        sample = None if rows is None else data_of.sample(rows, _most_rows(rows))
+        bounds: dict[str, Any] = {"time_s": time_s, "memory_bytes": memory_bytes, "progress": progress}
+        progress("loading it in a process of its own, and converting it where that pays")
+        prepared = run_prepare(came, draft, sample, out, **bounds)
         if prepared.conversion is not None:
             progress(prepared.conversion.reason)
+        draft = msgspec.structs.replace(
+            draft, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
+        )
+        progress("checking it in a process of its own")
+        report = run_check(out, draft, sample, **bounds)
         digest = artifacts.add(ctx.home, out)
-    draft = msgspec.structs.replace(
-        draft, digest=digest, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
-    )
+    draft = msgspec.structs.replace(draft, digest=digest)
     if rows is not None and rows.target is not None:
         progress("measuring it on the reference rows")
     quality = provenance.measure(artifact_path(ctx.home, digest), described(draft, "new", report), rows)
@@ -140,6 +141,11 @@ def register_model(
 def _tell(step: str) -> None:
     if sys.stderr.isatty():
         print(f"interlock: {step}", file=sys.stderr, flush=True)
+
+
+def _most_rows(rows: Reference) -> int:
+    columns = sum(math.prod(values.shape[1:]) for values in rows.inputs.values())
+    return max(100, _PREPARED_ROWS * _PREPARED_COLUMNS // max(columns, _PREPARED_COLUMNS))
 
 
 def described(draft: Version, number: str, report: CheckReport) -> Version:

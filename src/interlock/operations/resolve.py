@@ -66,6 +66,7 @@ def resolve(
         time_s=time_s,
         memory_bytes=memory_bytes,
         python=environment.interpreter_of(ctx.home, draft),
+        progress=progress,
     )
     seen = completed(Provenance(), report, None, None) if recorded is None else recorded
     return put(ctx, described(draft, found.number, report), seen)

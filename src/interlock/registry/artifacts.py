@@ -15,7 +15,8 @@ _PARTIAL = ".partial-"
 
 
 def add(home: Path, source: Path) -> str:
-    """Copy a folder into the cache; returns its digest. Adding the same bytes again costs only the copy.
+    """Copy a folder into the cache; returns its digest. Adding the same bytes again costs the copy, and a
+    look at those that are there.
 
     Raises: ArtifactError if it cannot be copied (no space, a symbolic link).
     """
@@ -36,6 +37,10 @@ def add_made(home: Path, make: Callable[[Path], None]) -> str:
         make(partial)
         digest = digest_of(partial)
         target = artifact_path(home, digest)
+        if target.exists() and not _holds(target, digest):
+            changed = cache / f"{_PARTIAL}changed-{os.getpid()}-{target.name}"
+            target.rename(changed)
+            _remove(changed)
         if not target.exists():
             _settle(partial)
             try:
@@ -92,6 +97,13 @@ def collect_garbage(home: Path, keep: Collection[str], *, min_age_s: float = 360
 def size_bytes(folder: Path) -> int:
     """The bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _holds(folder: Path, digest: str) -> bool:
+    try:
+        return digest_of(folder) == digest
+    except (ConfigError, OSError):
+        return False
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -15,9 +15,8 @@ from typing import Any
 
 import msgspec
 
-from interlock.core.errors import InterlockError, OutputMismatch
+from interlock.core.errors import OutputMismatch, said
 from interlock.core.model import (
-    DATATYPES,
     Capabilities,
     Placement,
     Profile,
@@ -29,6 +28,7 @@ from interlock.core.model import (
 )
 from interlock.runtime import examples
 from interlock.runtime.catalog import DATA_ONLY, inspector_of, runtime_of
+from interlock.runtime.check_answers import Gaps, check_names, hold
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
 from interlock.runtime.check_stream import Broken, StreamChecks
 from interlock.runtime.peak import peak_of
@@ -36,6 +36,8 @@ from interlock.runtime.protocol import Loaded, WithExample, streams_of
 from interlock.runtime.table import OPTION, table_of, with_columns
 
 MEASURED_ROWS = (1, 8, 32, 128)
+ALL_ROWS_S = 5.0
+"""Beyond one call, so long are further reference rows tried."""
 INLINE_LIMIT_S = 300e-6
 """A batch of 32 that takes longer holds the worker's loop for too long."""
 EXECUTOR_BYTES = 20_000_000
@@ -78,7 +80,7 @@ def check(
 
     `version.signature` may be empty: it is then found. Capabilities that the model declares must hold; the
     others are found by measurement. No call has more rows than a declared `max_batch_rows`. `note` is told,
-    before the call that tries that limit, what to say should the process not survive it; then "".
+    before each step, what to say should the process not survive it; then "".
     Raises: LoadFailed, MissingExtra, UntrustedArtifact when there is nothing to check; CheckFailed when
     what is declared cannot be.
     """
@@ -88,6 +90,7 @@ def check(
     reference = None if reference is None else examples.texts_as_bytes(reference)
     declared = inspector.declared(folder, version)
     limit = limit_of(declared)
+    note("that was while it was loaded, and first called")
     if not version.signature.inputs:
         example = (
             reference if reference is None or declared.get("streaming") else first_rows(reference, limit)
@@ -95,10 +98,12 @@ def check(
         version = msgspec.structs.replace(version, signature=inspector.inspect(folder, version, example))
         gc.collect()
     signature = with_columns(with_true_batch_axis(version.signature), table_of(version.options))
+    check_names(signature)
     version = msgspec.structs.replace(version, signature=signature)
     before, started = _resident_bytes(), time.perf_counter()
     loaded = runtime_of(version.runtime).load(folder, version)
     load_s = time.perf_counter() - started
+    note("")
     try:
         return _Checks(folder, version, loaded, declared, reference, note).run(load_s, before)
     finally:
@@ -151,12 +156,11 @@ class _Checks:
             resident_bytes = max(0, _resident_bytes() - before_bytes)
             if "max_batch_rows" in self.declared:
                 self._try("max_batch_rows", self._declared_limit)
-            self._try("many rows", self._many_rows)
-            self._try("deterministic", self._deterministic)
-            self._try("batch of n equals n of one", self._batch)
-            self._try("requested outputs only", self._requested)
-            self._try("wrong shape raises", self._wrong_shape)
-            self._try("thread-safe", self._threads)
+            if self._try("many rows", self._many_rows) and self._try("deterministic", self._deterministic):
+                self._try("batch of n equals n of one", self._batch)
+                self._try("requested outputs only", self._requested)
+                self._try("wrong shape raises", self._wrong_shape)
+                self._try("thread-safe", self._threads)
             if all(result.passed for result in self.results):
                 batch_s = self._measure()
                 batch_bytes = self._memory(batch_s, before_bytes)
@@ -192,6 +196,7 @@ class _Checks:
         return examples.fit(self.signature, reference, OPTION in self.version.options)
 
     def _try(self, name: str, body: Callable[[], str]) -> bool:
+        self.note(f"that was in the check {name!r}")
         try:
             result = CheckResult(name, True, body())
         except MemoryError:
@@ -199,7 +204,7 @@ class _Checks:
         except Broken as broken:
             result = CheckResult(name, False, str(broken))
         except Exception as error:
-            words = f"{type(error).__name__}: {str(error)[:500]}"
+            words = said(error)
             # What it answers wrongly, it does on any rows.
             is_theirs = self.generated and not isinstance(error, OutputMismatch)
             hint = "; the rows were generated: give reference data with --data" if is_theirs else ""
@@ -208,6 +213,7 @@ class _Checks:
                 False,
                 f"{'stream' if self.declared.get('streaming') else 'predict'} raised {words}{hint}",
             )
+        self.note("")
         self.results.append(result)
         return result.passed
 
@@ -249,39 +255,38 @@ class _Checks:
         except Broken as broken:
             raise Broken(f"{broken}; {words}") from broken
         except Exception as error:
-            raise Broken(f"predict raised {type(error).__name__}: {str(error)[:500]}; {words}") from error
-        finally:
-            self.note("")
+            raise Broken(f"predict raised {said(error)}; {words}") from error
         return f"{count} rows{bounded}: {_shapes(answer)}"
 
     def _many_rows(self) -> str:
+        """All reference rows, as far as ALL_ROWS_S goes; one call at least."""
+        gaps = Gaps(self.signature)
+        count = min(max(MEASURED_ROWS), self.limit) if self._batched else 1
+        total = examples.rows_of(self.data) if self._batched else 1
+        done, until = 0, time.perf_counter() + ALL_ROWS_S
+        while not done or (done < total and time.perf_counter() < until):
+            inputs = self._rows(min(count, total - done) if done else count, done)
+            answer = self.loaded.predict(inputs)
+            self._hold_outputs(answer, examples.rows_of(inputs))
+            gaps.add(inputs, answer)
+            done += count
+        missing = "" if self.generated else gaps.judge()
         if not self._batched:
-            return "the signature has no batch axis"
-        count = min(max(MEASURED_ROWS), self.limit)
-        answer = self.loaded.predict(self._rows(count))
-        self._hold_outputs(answer, count)
-        return f"{count} rows: {_shapes(answer)}"
+            return f"the signature has no batch axis{missing}"
+        return f"{max(count, min(done, total))} rows, {count} a call{missing}"
 
     def _hold_outputs(self, answer: Tensors, rows: int) -> None:
-        names = {spec.name for spec in self.signature.outputs}
-        if answer.keys() != names:
-            raise Broken(f"outputs {sorted(answer)}, the signature says {sorted(names)}")
-        for spec in self.signature.outputs:
-            array = answer[spec.name]
-            wanted = (rows, *spec.shape[1:]) if self._batched else spec.shape
-            if array.dtype != DATATYPES[spec.datatype]:
-                raise Broken(f"output {spec.name!r} is {array.dtype}, the signature says {spec.datatype}")
-            if len(array.shape) != len(wanted) or any(
-                want not in (-1, got) for got, want in zip(array.shape, wanted, strict=True)
-            ):
-                raise Broken(f"output {spec.name!r} is {list(array.shape)}, want {list(wanted)}")
+        hold(self.signature, answer, rows)
 
     def _deterministic(self) -> str:
         rows = self._rows(min(8, self.limit))
         gap = examples.difference(self.loaded.predict(rows), self.loaded.predict(rows))
         same = gap == 0.0
         if not same and self.declared.get("deterministic"):
-            raise Broken(f"declared deterministic, and two equal calls differ by {gap:.3g}")
+            raise Broken(
+                f"declared deterministic, and two equal calls differ by {gap:.3g}: seed it, or do not"
+                " declare it"
+            )
         self.found.setdefault("deterministic", same)
         return (
             "two equal calls agree"
@@ -325,8 +330,7 @@ class _Checks:
             try:
                 self.loaded.predict(bad)
             except Exception as error:
-                said = f"{spec.name} {list(bad[spec.name].shape)}: {type(error).__name__}"
-                return said if isinstance(error, InterlockError) else f"{said}: {str(error)[:120]}"
+                return f"{spec.name} {list(bad[spec.name].shape)}: {said(error, 120)}"
             raise Broken(
                 f"input {spec.name!r} was accepted with shape {list(bad[spec.name].shape)}, "
                 f"the signature says {list(spec.shape)}"

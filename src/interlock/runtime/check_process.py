@@ -9,20 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from interlock.core.errors import CheckFailed, InterlockError
+from interlock.core.errors import CheckFailed, InterlockError, said
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
+from interlock.runtime.check_end import MARK, end, end_with_parent
 from interlock.runtime.check_limit import first_rows
-from interlock.runtime.child import end, environment, error_of, how_it_ended, resident_bytes
+from interlock.runtime.child import environment, error_of, how_it_ended, resident_bytes
 from interlock.runtime.environment import variables_for
 from interlock.runtime.examples import texts_as_bytes
-from interlock.runtime.prepare import Prepared, prepare
+from interlock.runtime.prepare import PREPARERS, Prepared, prepare
 
 DEFAULT_TIME_S = 120.0
 DEFAULT_MEMORY_BYTES = 4 * 1024**3
@@ -31,19 +33,25 @@ DEFAULT_MEMORY_BYTES = 4 * 1024**3
 CHECKED_ROWS = 1024
 """Reference rows that the suite uses; preparing a model uses all that it is given."""
 
+TOLD_EVERY_S = 5.0
+
+Tell = Callable[[str], object]
+"""Is told, in words, that a check is still going on."""
+
 
 class _Request(msgspec.Struct, frozen=True):
-    """`out`: the folder that the prepared model's files go to; None to check the model as it is."""
+    """`out`: the folder that the prepared model's files go to; None: the model is to be checked."""
 
     folder: str
     version: Version
     reference: str | None
     memory_bytes: int
     out: str | None = None
+    parent: int = 0
 
 
 class _Outcome(msgspec.Struct, frozen=True):
-    """Either a report, or the name and words of an error."""
+    """What was asked for, a report or what was prepared, or else the name and words of an error."""
 
     report: CheckReport | None = None
     prepared: Prepared | None = None
@@ -59,16 +67,24 @@ def run_check(
     time_s: float = DEFAULT_TIME_S,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     python: str = sys.executable,
+    progress: Tell = lambda words: None,
 ) -> CheckReport:
-    """Run the contract suite in a process of its own, under the interpreter `python`.
+    """Run the contract suite in a process of its own, under the interpreter `python`. `progress` is told
+    every few seconds that it goes on.
 
-    Raises: CheckFailed if a check fails, or the process crashes, exceeds `time_s` or `memory_bytes`;
-    LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
+    Raises: CheckFailed if a check fails, or the process crashes, exceeds `time_s` or `memory_bytes`, or
+    writes into `folder`; LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
     """
-    return _run(folder, version, reference, None, time_s, memory_bytes, python)[0]
+    rows = None if reference is None else first_rows(reference, CHECKED_ROWS)
+    report = _run(folder, version, rows, None, time_s, memory_bytes, python, progress).report
+    assert report is not None  # as the child was asked to
+    if report.failures:
+        words = "; ".join(f"{failure.name}: {failure.detail}" for failure in report.failures)
+        raise CheckFailed(f"{version.model!r} breaks the contract of a runtime: {words}")
+    return report
 
 
-def run_prepared_check(
+def run_prepare(
     folder: Path,
     draft: Version,
     reference: Tensors | None,
@@ -76,15 +92,19 @@ def run_prepared_check(
     *,
     time_s: float = DEFAULT_TIME_S,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
-) -> tuple[CheckReport, Prepared]:
-    """Prepare a model as it came (`prepare.py`) in a process of its own, into the empty folder `out`, and run
-    the contract suite on what that made.
+    progress: Tell = lambda words: None,
+) -> Prepared:
+    """Prepare a model as it came (`prepare.py`) into the empty folder `out`: in a process of its own where
+    that takes loading it. Not in the one that checks it: what a conversion leaves in memory would be measured
+    as the model's.
 
     Raises: as `run_check` does.
     """
-    report, prepared = _run(folder, draft, reference, out, time_s, memory_bytes)
+    if draft.runtime not in PREPARERS:
+        return prepare(folder, draft, reference, out)
+    prepared = _run(folder, draft, reference, out, time_s, memory_bytes, sys.executable, progress).prepared
     assert prepared is not None  # as the child was asked to
-    return report, prepared
+    return prepared
 
 
 def _run(
@@ -94,8 +114,9 @@ def _run(
     out: Path | None,
     time_s: float,
     memory_bytes: int,
-    python: str = sys.executable,
-) -> tuple[CheckReport, Prepared | None]:
+    python: str,
+    progress: Tell,
+) -> _Outcome:
     with tempfile.TemporaryDirectory(prefix="interlock-check-") as name:
         desk = Path(name)
         path = None
@@ -114,61 +135,76 @@ def _run(
             None if path is None else str(path),
             memory_bytes,
             None if out is None else str(out),
+            os.getpid(),
         )
         (desk / "request.json").write_bytes(msgspec.json.encode(request))
-        _run_child(desk, version, time_s, memory_bytes, python)
+        _run_child(desk, version, time_s, memory_bytes, python, progress)
         outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
-    if outcome.report is None:
+    if outcome.error:
         raise error_of(outcome.error, outcome.message, CheckFailed)
-    failures = outcome.report.failures
-    if failures:
-        said = "; ".join(f"{failure.name}: {failure.detail}" for failure in failures)
-        raise CheckFailed(f"{version.model!r} breaks the contract of a runtime: {said}")
-    return outcome.report, outcome.prepared
+    return outcome
 
 
-def _run_child(desk: Path, version: Version, time_s: float, memory_bytes: int, python: str) -> None:
+def _run_child(
+    desk: Path, version: Version, time_s: float, memory_bytes: int, python: str, progress: Tell
+) -> None:
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
             [python, "-m", "interlock.runtime.check_process", str(desk)],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
-            env=variables_for(python, environment()),
+            env={**variables_for(python, environment()), MARK: str(desk)},
             start_new_session=True,
             umask=0o077,
         )
         try:
-            verdict = _watch(child, time.monotonic() + time_s, memory_bytes)
+            verdict = _watch(child, time_s, memory_bytes, progress)
         finally:
-            end(child)
+            end(child, str(desk))
     if (desk / "outcome.json").exists() and not verdict:
         return
-    said = (desk / "stderr").read_bytes()[-800:].decode(errors="replace").strip()
+    last = _tail(desk / "stderr")
     note = (desk / "note").read_text() if (desk / "note").exists() else ""
     if not verdict:
         verdict = how_it_ended(child.returncode)
     if verdict == "time":
-        reason = f"it did not finish within {time_s:g} s"
+        reason = f"it did not finish within {time_s:g} s: make loading and predicting faster"
     elif verdict == "memory":
-        reason = f"it asked for more than {memory_bytes // 1024**2} MiB of memory"
+        reason = _too_large(memory_bytes)
     else:
-        reason = f"{verdict} while it was loaded and tried"
+        reason = f"{verdict} while it was loaded and tried: its code, or a library of it, ended it"
     reason += f"; {note}" if note else ""
-    raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {said}" if said else ""))
+    raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {last}" if last else ""))
 
 
-def _watch(child: "subprocess.Popen[bytes]", until: float, memory_bytes: int) -> str:
+def _watch(child: "subprocess.Popen[bytes]", time_s: float, memory_bytes: int, progress: Tell) -> str:
     """Wait for the end; returns what bound was exceeded, or ""."""
+    began = time.monotonic()
+    tell_s = TOLD_EVERY_S
     while True:
         try:
             child.wait(timeout=0.05)
             return ""
         except subprocess.TimeoutExpired:
-            if time.monotonic() > until:
+            spent_s = time.monotonic() - began
+            if spent_s > time_s:
                 return "time"
+            if spent_s > tell_s:
+                progress(f"still loading and trying it: {spent_s:.0f} s of at most {time_s:g} s")
+                tell_s += TOLD_EVERY_S
             if resident_bytes(child.pid) > memory_bytes:
                 return "memory"
+
+
+def _tail(path: Path, most: int = 800) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read(most).decode(errors="replace").strip()
+
+
+def _too_large(memory_bytes: int) -> str:
+    return f"it asked for more than {memory_bytes // 1024**2} MiB of memory, which a model may have at most"
 
 
 def _storable(array: Array) -> Array:
@@ -192,39 +228,71 @@ def _restored(array: Array) -> Array:
 
 def _child(desk: Path) -> None:
     request = msgspec.json.decode((desk / "request.json").read_bytes(), type=_Request)
+    end_with_parent(request.parent)
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = request.memory_bytes if hard == resource.RLIM_INFINITY else min(hard, request.memory_bytes)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # of one file: what it prints, above all
     sys.dont_write_bytecode = True  # beside a model's source it would change the digest of the artifact
     reference: Tensors | None = None
     if request.reference is not None:
         with np.load(request.reference, allow_pickle=False) as stored:
             names = [name[:-1] for name in stored["names"].tolist()]
             reference = {name: _restored(stored[f"{index}"]) for index, name in enumerate(names)}
-    folder, version, prepared = Path(request.folder), request.version, None
+    folder = Path(request.folder)
     try:
         if request.out is not None:
-            prepared = prepare(folder, version, reference, Path(request.out))
-            folder = Path(request.out)
-            version = msgspec.structs.replace(
-                version, runtime=prepared.runtime, entry=prepared.entry, options=prepared.options
-            )
-        rows = None if reference is None else first_rows(reference, CHECKED_ROWS)
-        report = check(folder, version, rows, (desk / "note").write_text)
-        outcome = _Outcome(report=report, prepared=prepared)
-    except MemoryError:
-        limit = request.memory_bytes // 1024**2
-        words = f"{request.version.model!r}: it asked for more than {limit} MiB of memory"
-        outcome = _Outcome(error="CheckFailed", message=words)
-    except InterlockError as error:
-        outcome = _Outcome(error=type(error).__name__, message=error.message)
-    except Exception as error:
-        outcome = _Outcome(error="CheckFailed", message=f"{type(error).__name__}: {str(error)[:500]}")
+            outcome = _Outcome(prepared=prepare(folder, request.version, reference, Path(request.out)))
+        else:
+            before = _files(folder)
+            report = check(folder, request.version, reference, (desk / "note").write_text)
+            _check_unchanged(before, _files(folder))
+            outcome = _Outcome(report=report)
+    except BaseException as error:
+        outcome = _failed(error, request)
     partial = desk / "outcome.partial"
     partial.write_bytes(msgspec.json.encode(outcome))
     partial.rename(desk / "outcome.json")
     sys.stdout.flush()
     os._exit(0)  # a model's threads and destructors have no say in how this ends
+
+
+def _failed(error: BaseException, request: _Request) -> _Outcome:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            words = f"{request.version.model!r}: {_too_large(request.memory_bytes)}"
+            return _Outcome(error="CheckFailed", message=words)
+        cause = cause.__cause__
+    if isinstance(error, InterlockError):
+        message = error.message.encode(errors="backslashreplace").decode()
+        return _Outcome(error=type(error).__name__, message=message)
+    if isinstance(error, SystemExit):
+        words = f"its code ended the process (sys.exit, code {error.code!r:.60}): raise an exception instead"
+    else:
+        words = f"its code raised {said(error)}".encode(errors="backslashreplace").decode()
+    return _Outcome(error="CheckFailed", message=f"{request.version.model!r}: {words}")
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of each file in an artifact, which tell most changes at no cost."""
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        if not path.is_dir():
+            found[str(path.relative_to(folder))] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _check_unchanged(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
+    changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+    if changed:
+        raise CheckFailed(
+            f"loading or trying the model changed {changed[:5]!a} in its own folder, which its digest"
+            " forbids: write to a temporary folder (tempfile) instead"
+        )
 
 
 if __name__ == "__main__":

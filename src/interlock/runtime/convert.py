@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from interlock.core.errors import CheckFailed, InterlockError
+from interlock.core.errors import CheckFailed, InterlockError, said
 from interlock.core.model import Signature, Tensors, Version
 from interlock.core.table import conform
 from interlock.runtime import onnx
@@ -51,7 +51,7 @@ def convert(
         try:
             graph = next(made, None)
         except Exception as error:  # a converter has no root of its own, and lets much else through
-            words = f"it cannot be converted to ONNX: {type(error).__name__}: {first_line(error)}"
+            words = f"it cannot be converted to ONNX: {first_line(error)}"
             report = ConversionReport(False, f"kept as {framework}: {words}")
             break
         if graph is None:
@@ -79,9 +79,7 @@ def _answers(kept: Loaded, groups: Mapping[str, Tensors]) -> tuple[dict[str, Ten
             answers[name] = _predicted(kept, rows)
         except Exception as error:
             if name == ROWS:
-                raise CheckFailed(
-                    f"the model raised on the reference data: {type(error).__name__}: {str(error)[:500]}"
-                ) from error
+                raise CheckFailed(f"the model raised on the reference data: {said(error)}") from error
             refused.append(name)
     return answers, refused
 
@@ -123,7 +121,7 @@ def _compare(
             converted = _predicted(session, _inputs(signature, groups[name]))
         except Exception as error:
             where = "" if name == ROWS else f" on rows with {name}"
-            words = f"the converted model does not run{where}: {type(error).__name__}: {first_line(error)}"
+            words = f"the converted model does not run{where}: {first_line(error)}"
             return ConversionReport(False, words, rows)
         gap, reason = _difference(answer, converted, framework, tolerance)
         largest, rows = max(largest, gap), rows + rows_of(groups[name])
@@ -204,5 +202,5 @@ def _difference(kept: Tensors, converted: Tensors, framework: str, tolerance: fl
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what it says."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    """The beginning of what it says, with its type."""
+    return (said(error, 200).splitlines() or [""])[0]

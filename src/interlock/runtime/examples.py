@@ -50,12 +50,32 @@ def fit(signature: Signature, data: Tensors, is_table: bool = False) -> Tensors:
 def stacked(data: Tensors) -> Array | None:
     """Columns [rows] as one matrix of floats [rows, columns]; None if they are not all numbers.
 
+    Raises: CheckFailed for a whole number that a float does not hold.
     >>> stacked({"a": np.array([1, 2]), "b": np.array([0.5, 1.5])}).tolist()
     [[1.0, 0.5], [2.0, 1.5]]
     """
     if ONLY in data or any(values.ndim != 1 or values.dtype.kind not in "biuf" for values in data.values()):
         return None
+    for name, values in data.items():
+        if (row := beyond_floats(values)) is not None:
+            raise CheckFailed(
+                f"column {name!r} has {values[row]} in row {row}, which no 64-bit float holds: declare a"
+                " `signature` with an input [-1, 1] a column, or leave that column out"
+            )
     return np.column_stack([values.astype(np.float64) for values in data.values()])
+
+
+def beyond_floats(values: Array) -> int | None:
+    """The first row whose whole number a 64-bit float does not hold.
+
+    >>> beyond_floats(np.array([2**53, 2**53 + 1]))
+    1
+    """
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return None
+    with np.errstate(invalid="ignore"):
+        changed = np.flatnonzero(values.astype(np.float64).astype(values.dtype) != values)
+    return int(changed[0]) if len(changed) else None
 
 
 def texts_as_bytes(data: Tensors) -> Tensors:

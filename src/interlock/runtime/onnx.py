@@ -31,6 +31,12 @@ _DATATYPES = {
 }
 NO_TEXT = "\uffff"
 """What a graph gets for a missing text: the letter that no text may hold, so that it is one of no row."""
+_HINTS = {
+    "xternal data": "register the folder that holds the graph and its weights",
+    "is not a registered function/op": "it needs an operator that this runtime has not",
+    "opset": "export it for an older opset",
+}
+"""What helps, by words of ONNX Runtime's own."""
 _BFLOAT16 = 16  # TensorProto.BFLOAT16
 _TRIM_BYTES = 16 * 1024 * 1024
 
@@ -129,7 +135,9 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding raises a family of its own, without a common root
-        raise LoadFailed(f"ONNX Runtime cannot load {path.name}: {str(error)[:800]}") from error
+        words = str(error)[:800]
+        hint = next((hint for part, hint in _HINTS.items() if part in words), "export the model again")
+        raise LoadFailed(f"ONNX Runtime cannot load {path.name}: {words}; {hint}") from error
 
 
 def _signature(session: onnxruntime.InferenceSession) -> Signature:

@@ -20,7 +20,7 @@ from typing import Any
 
 from picklescan.scanner import scan_pickle_bytes
 
-from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact
+from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact, said
 
 SUFFIXES = (".pkl", ".pickle", ".joblib")
 DIGEST_OPTION = "trusted_sha256"
@@ -78,9 +78,7 @@ def load(path: Path, options: Mapping[str, Any]) -> Any:
             hint = ": it was made in a script; put the class in a module that the node can import"
         raise LoadFailed(f"{path.name} cannot be unpickled: {str(error)[:400]}{hint}") from error
     except Exception as error:
-        raise LoadFailed(
-            f"{path.name} cannot be unpickled: {type(error).__name__}: {str(error)[:500]}"
-        ) from error
+        raise LoadFailed(f"{path.name} cannot be unpickled, it may not be whole: {said(error)}") from error
 
 
 def _reader(path: Path, data: bytes) -> Any:

@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from interlock.core.errors import LoadFailed, OutputMismatch, PredictFailed, ShapeMismatch
+from interlock.core.errors import (
+    ConfigError,
+    LoadFailed,
+    OutputMismatch,
+    PredictFailed,
+    ShapeMismatch,
+    said,
+)
 from interlock.core.model import (
     DATATYPES,
     Array,
@@ -51,14 +58,14 @@ class PythonModel:
         if not isinstance(result, dict):
             raise OutputMismatch(f"predict returned {type(result).__name__}, want a dict of name to array")
         if not self._signature.outputs:
-            return {name: as_array(array) for name, array in result.items()}
+            return {name: as_array(name, array) for name, array in result.items()}
         answer = {}
         for spec in self._signature.outputs:
             if outputs is not None and spec.name not in outputs:
                 continue
             if spec.name not in result:
                 raise OutputMismatch(f"predict returned {sorted(result)}, output {spec.name!r} is missing")
-            array = as_array(result[spec.name])
+            array = as_array(spec.name, result[spec.name])
             expected = (rows, *spec.shape[1:]) if self._signature.batch_axis == 0 else spec.shape
             if array.dtype != DATATYPES[spec.datatype] or not _fits(array.shape, expected):
                 raise OutputMismatch(
@@ -106,14 +113,14 @@ class PythonStream:
         if not isinstance(part, dict):
             raise OutputMismatch(f"stream gave a {type(part).__name__}, want dicts of name to array")
         if not self._signature.outputs:
-            return {name: as_array(array) for name, array in part.items()}
+            return {name: as_array(name, array) for name, array in part.items()}
         answer = {}
         for spec in self._signature.outputs:
             if outputs is not None and spec.name not in outputs:
                 continue
             if spec.name not in part:
                 raise OutputMismatch(f"stream gave {sorted(part)}, output {spec.name!r} is missing")
-            array = as_array(part[spec.name])
+            array = as_array(spec.name, part[spec.name])
             if array.dtype != DATATYPES[spec.datatype] or not _fits(array.shape, spec.shape):
                 raise OutputMismatch(
                     f"output {spec.name!r}: a part of the stream has {array.dtype} {list(array.shape)}, "
@@ -169,11 +176,13 @@ class Python:
             if _streams(type(instance)):
                 return _seen_stream(instance, example)
             answer = PythonModel(instance, Signature((), ())).predict(example)
+        except OutputMismatch as error:
+            raise LoadFailed(f"{version.entry}: {error.message}") from error
         except Exception as error:
             method = "stream" if _streams(type(instance)) else "predict"
             given = ", ".join(f"{name!r} {list(array.shape)}" for name, array in example.items())
             raise LoadFailed(
-                f"{version.entry}: {method} raised on the reference data: {type(error).__name__}: {error}; "
+                f"{version.entry}: {method} raised on the reference data: {said(error)}; "
                 f"it was given {given} (a table is one input, 'input'): declare a `signature`, or give an "
                 ".npz with one array an input"
             ) from error
@@ -201,9 +210,15 @@ def as_inputs(example: Tensors) -> Tensors:
     return {name: array[:, None] if array.ndim == 1 else array for name, array in example.items()}
 
 
-def as_array(value: Any) -> Array:
-    """What a model returned, as an array that the protocol can carry; strings become objects."""
-    array = np.asarray(value)
+def as_array(name: str, value: Any) -> Array:
+    """What a model returned as an output, as an array that the protocol can carry; strings become objects.
+
+    Raises: OutputMismatch.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise OutputMismatch(f"output {name!r} is no array: {said(error, 200)}") from None
     return array.astype(object) if array.dtype.kind in "SU" else array
 
 
@@ -230,7 +245,7 @@ def _class(folder: Path, entry: str) -> Any:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
-            raise LoadFailed(f"{file_name} raised {type(error).__name__} on import: {error}") from error
+            raise LoadFailed(f"{file_name}, on import, raised {said(error)}{_remedy(error)}") from error
         finally:
             sys.dont_write_bytecode = before
     kind = getattr(module, class_name, None)
@@ -275,7 +290,7 @@ def _instance(folder: Path, entry: str) -> Any:
         if hasattr(instance, "load"):
             instance.load(folder)
     except Exception as error:
-        raise LoadFailed(f"{entry} raised {type(error).__name__} on load: {error}") from error
+        raise LoadFailed(f"{entry}, on load, raised {said(error)}{_remedy(error)}") from error
     return instance
 
 
@@ -307,9 +322,19 @@ def _declared_signature(instance: Any) -> Signature | None:
 
 
 def _spec(name: str, array: Array, batched: bool) -> TensorSpec:
+    try:
+        datatype = datatype_of(array)
+    except ConfigError as error:
+        raise LoadFailed(f"{name!r}: {error.message}; want numbers, booleans or texts") from None
     return TensorSpec(
-        name, datatype_of(array), (-1 if batched else array.shape[0], *array.shape[1:]) if array.ndim else ()
+        name, datatype, (-1 if batched else array.shape[0], *array.shape[1:]) if array.ndim else ()
     )
+
+
+def _remedy(error: Exception) -> str:
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    return f": install {error.name!r} for the node, or put its file into the model's folder"
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -1,13 +1,14 @@
 """Owns scikit-learn models kept as they are: skops files of trusted types, pickles of a trusted digest."""
 
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from interlock.core.errors import LoadFailed, MissingExtra, ShapeMismatch, UntrustedArtifact
+from interlock.core.errors import LoadFailed, MissingExtra, ShapeMismatch, UntrustedArtifact, said
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec, Version, datatype_of
 from interlock.runtime import pickles
 from interlock.runtime import table as tables
@@ -22,6 +23,10 @@ PREDICTION = "prediction"
 FAMILIES = ("sklearn.", "numpy.", "scipy.", "_loss.", "xgboost.", "lightgbm.", "collections.")
 """Packages whose types a skops file may build without anybody vouching for them: constructing them runs
 nothing that the file brings."""
+
+
+MOST_SCHEMA_BYTES = 64 * 1024**2
+"""Of the description in a .skops file, which is read whole before anything of it is trusted."""
 
 
 class SklearnModel:
@@ -178,8 +183,7 @@ def _outputs(estimator: Any, rows: Any, datatype: str, shown: str) -> tuple[Tens
             value = answer(estimator, name, rows)
         except Exception as error:
             raise LoadFailed(
-                f"{type(estimator).__name__} cannot predict from {shown}: "
-                f"{type(error).__name__}: {str(error)[:300]}"
+                f"{type(estimator).__name__} cannot predict from {shown}: {said(error, 300)}"
             ) from error
         kind = datatype if value.dtype.kind == "f" else datatype_of(value)
         outputs.append(TensorSpec(name, kind, (-1, *value.shape[1:])))
@@ -210,9 +214,20 @@ def foreign_types(path: Path) -> list[str]:
     """The types in a .skops file that are outside of the known families. Raises: LoadFailed, MissingExtra."""
     skops = skops_io()
     try:
+        with zipfile.ZipFile(path) as stored:
+            size = stored.getinfo("schema.json").file_size
+        if size > MOST_SCHEMA_BYTES:
+            raise LoadFailed(
+                f"{path.name} has a description (schema.json) of {size:,} bytes, the limit is"
+                f" {MOST_SCHEMA_BYTES:,}: no model needs so much"
+            )
         found = skops.get_untrusted_types(file=path)
+    except LoadFailed:
+        raise
     except Exception as error:
-        raise LoadFailed(f"{path.name} is not a skops file: {type(error).__name__}: {error}") from error
+        raise LoadFailed(
+            f"{path.name} is not a skops file, or not whole: {said(error, 300)}; save the model again"
+        ) from error
     return sorted(name for name in found if not name.startswith(FAMILIES))
 
 
@@ -228,11 +243,11 @@ def _load_skops(path: Path, options: dict[str, Any]) -> Any:
     try:
         return skops.load(path, trusted=skops.get_untrusted_types(file=path))
     except ImportError as error:
-        raise LoadFailed(f"{path.name} needs a package that is not installed: {error}") from error
-    except Exception as error:
         raise LoadFailed(
-            f"skops cannot load {path.name}: {type(error).__name__}: {str(error)[:500]}"
+            f"{path.name} needs a package that is not installed ({error}): install it for the node"
         ) from error
+    except Exception as error:
+        raise LoadFailed(f"skops cannot load {path.name}: {said(error)}") from error
 
 
 def skops_io() -> Any:

@@ -40,6 +40,7 @@ def conversions(estimator: Any, width: int, table: Table | None) -> Iterator[byt
             types.append((name, kind([None, 1])))
         try:
             model = _graph(estimator, types)
+            _named_again(model.graph, table.names)
             if table.is_numeric:
                 model = _joined(model, table.names)
         except Exception as error:
@@ -71,6 +72,14 @@ def _graph(estimator: Any, types: list[tuple[str, Any]]) -> Any:
         node.name = name
     del graph.output[len(wanted) :]  # scores and the like, which the kept model does not answer either
     return model
+
+
+def _named_again(graph: Any, names: tuple[str, ...]) -> None:
+    """Inputs under the names of their columns: the converter writes `_` for most signs in them."""
+    if len(graph.input) == len(names):
+        for value, name in zip(graph.input, names, strict=True):
+            _rename(graph, value.name, name)
+            value.name = name
 
 
 def _joined(model: Any, names: tuple[str, ...]) -> Any:

@@ -58,8 +58,10 @@ def with_columns(signature: Signature, table: Table | None) -> Signature:
     if signature.columns or signature.batch_axis != 0:
         return signature
     shapes = [spec.shape for spec in signature.inputs]
-    if len(shapes) > 1 and all(shape == (-1, 1) for shape in shapes):
-        return msgspec.structs.replace(signature, columns=tuple(spec.name for spec in signature.inputs))
+    names = tuple(spec.name for spec in signature.inputs)
+    is_one_column = table is not None and table.names == names
+    if (len(shapes) > 1 or is_one_column) and all(shape == (-1, 1) for shape in shapes):
+        return msgspec.structs.replace(signature, columns=names)
     if table is not None and table.is_numeric and shapes == [(-1, len(table.columns))]:
         if signature.inputs[0].datatype != "BYTES":
             return msgspec.structs.replace(signature, columns=table.names)

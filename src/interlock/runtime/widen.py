@@ -26,7 +26,7 @@ def widened(columns: Mapping[str, Array], least_rows: int, seed: int = 0) -> dic
     texts is a text of some row. Numbers keep their dtype.
     """
     numbers = [name for name, values in columns.items() if values.dtype.kind in "iuf"]
-    others = [name for name in columns if name not in numbers]
+    place = {name: index for index, name in enumerate(numbers)}
     rows = len(next(iter(columns.values())))
     # Rows with gaps say nothing of ranges, and are tried with those that have gaps on purpose.
     whole = _whole_rows(columns)
@@ -40,15 +40,14 @@ def widened(columns: Mapping[str, Array], least_rows: int, seed: int = 0) -> dic
     )
     made: dict[str, Array] = {}
     for name, values in columns.items():
-        if name in others:
+        if wide is None or name not in place:
             made[name] = values[pool[at]]
         else:
-            assert wide is not None
-            made[name] = _as(wide[:, numbers.index(name)], values.dtype)
+            made[name] = _as(wide[:, place[name]], values.dtype)
     groups = {ROWS: made}
     if gaps := _with_gaps(columns, made, rows, whole):
         groups[MISSING_VALUES] = gaps
-    if texts := [name for name in others if columns[name].dtype.kind == "O"]:
+    if texts := [name for name, values in columns.items() if values.dtype.kind == "O"]:
         groups[UNSEEN] = _with_unseen(made, texts)
     return groups
 
@@ -108,11 +107,13 @@ def _with_gaps(
     able = [name for name, values in columns.items() if values.dtype.kind in "fO"]
     if not able:
         return {}
+    able = able[: max(1, _MOST_NUMBERS // len(columns))]
+    place = {name: row for row, name in enumerate(able)}
     result = {}
     for name, values in columns.items():
         planted = made[name][np.arange(len(able)) % len(made[name])].copy()
-        if name in able:
-            planted[able.index(name)] = np.nan if values.dtype.kind == "f" else MISSING
+        if name in place:
+            planted[place[name]] = np.nan if values.dtype.kind == "f" else MISSING
         result[name] = np.concatenate([values[odd], planted])
     return result
 
