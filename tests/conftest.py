@@ -41,6 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.server)
 
 
+MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+
+
 @pytest.fixture
 def repository() -> Path:
     """The root of the checkout: README.md, docs/, src/."""
@@ -56,8 +59,11 @@ def interlock_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="il-", ignore_cleanup_errors=True) as folder:
         home = Path(folder) / "home"
         monkeypatch.setenv("INTERLOCK_HOME", str(home))
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in MLFLOW_URIS:
+            monkeypatch.delenv(name, raising=False)
         yield home
+        for name in MLFLOW_URIS:  # MLflow's own setters leave them in the environment
+            os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

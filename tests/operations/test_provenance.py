@@ -74,7 +74,7 @@ def test_a_training_run_gets_a_child_that_mlflow_reads(
     assert found["reference_accuracy"] == pytest.approx(model.score(X, Y))
     assert {"reference_log_loss", "reference_roc_auc", "reference_brier", "load_s"} <= set(found)
     assert {f"batch_{rows}_{unit}" for rows in (1, 8, 32, 128) for unit in ("s", "bytes")} <= set(found)
-    assert found["batch_128_bytes"] >= found["resident_bytes"] > 0
+    assert found["batch_128_bytes"] >= found["resident_bytes"] >= 0  # 0: it fits in pages that were free
     assert run.data.params["placement"] == done.version.placement.value
     assert run.data.params["capability.batchable"] == "true"
     assert run.data.tags["mlflow.source.git.commit"] == commit

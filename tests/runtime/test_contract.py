@@ -210,7 +210,11 @@ def python_model(folder: Path, body: str, head: str = "", member: str = "calls =
 
 
 BROKEN_PYTHON = {
-    "raises on import": ("return {'y': x}", "raise ImportError('no torch')", "on import: no torch"),
+    "raises on import": (
+        "return {'y': x}",
+        "raise ImportError('no torch')",
+        "on import, raised ImportError: no torch",
+    ),
     "raises": ("raise ValueError('odd')", "", "predict raised ValueError: odd"),
     "no dict": ("return x", "", "returned ndarray"),
     "missing output": ("return {'z': x}", "", "output 'y' is missing"),

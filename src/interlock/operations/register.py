@@ -93,7 +93,7 @@ def register(
         out.mkdir()
         options = given.fill(came) or {}
         if rows is not None and rows.table is not None:
-            options = {**options, OPTION: msgspec.to_builtins(rows.table)}
+            options = {**options, OPTION: msgspec.json.decode(msgspec.json.encode(rows.table))}
         draft = Version(name, "new", "", given.runtime, given.entry, Signature((), ()), options=options)
         sample = None if rows is None else data_of.sample(rows, _most_rows(rows))
         bounds: dict[str, Any] = {"time_s": time_s, "memory_bytes": memory_bytes, "progress": progress}

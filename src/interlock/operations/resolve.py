@@ -106,7 +106,7 @@ def _options(source: mlmodel.Source, folder: Path, name: str, number: str, trust
     path = folder / source.entry
     options = {key: value for key, value in source.options.items() if not key.startswith("trusted")}
     if not source.ours and (table := _table(folder, name, number)) is not None:
-        options[OPTION] = msgspec.to_builtins(table)
+        options[OPTION] = msgspec.json.decode(msgspec.json.encode(table))
     if source.runtime != "sklearn":
         if trust and source.runtime == "huggingface":
             options["trusted_code"] = True

@@ -248,7 +248,8 @@ def _child(desk: Path) -> None:
         else:
             before = _files(folder)
             report = check(folder, request.version, reference, (desk / "note").write_text)
-            _check_unchanged(before, _files(folder))
+            if not report.failures:  # else there is more to say than that
+                _check_unchanged(before, _files(folder))
             outcome = _Outcome(report=report)
     except BaseException as error:
         outcome = _failed(error, request)
