@@ -56,7 +56,9 @@ def test_a_training_run_gets_a_child_that_mlflow_reads(
 ) -> None:
     commit = repository(tmp_path / "code")
     monkeypatch.chdir(tmp_path / "code")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "code" / "train.py"))
+    monkeypatch.setattr(
+        sys.modules["__main__"], "__file__", str(tmp_path / "code" / "train.py"), raising=False
+    )
     model = LogisticRegression(max_iter=500).fit(X, Y)
     with mlflow.start_run() as training:
         done = register(ctx, "iris", model, data=npz(tmp_path), target="kind")
