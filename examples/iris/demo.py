@@ -35,6 +35,8 @@ from interlock.core.errors import MissingExtra
 from interlock.operations.load import Request
 
 NAME = "iris"
+VERDICTS = (0, 1, 2)
+"""What `interlock gate` leaves with: pass, worse, undecided. The demo shows it, whichever it is."""
 LOAD_STARTS_S = 20.0
 """How long the load generator may take until the node has counted its first requests."""
 
@@ -119,9 +121,15 @@ class Demo:
             )
 
     def _compare(self, files: Files) -> None:
-        """What is different between the two versions."""
+        """What is different between the two versions, and whether the second is worse on a holdout."""
         self.say(f"interlock diff {NAME} 1 2")
         self._console.print(self.node.run("diff", NAME, "1", "2"), markup=False, soft_wrap=True)
+        words = ["gate", NAME, "2", "--against", "1", "--data", str(files.holdout), "--target", TARGET]
+        words += ["--metric", "accuracy:0.1"]
+        shown = f"interlock gate {NAME} 2 --against 1 --data {files.holdout.name} --metric accuracy:0.1"
+        with self._step(shown):
+            verdict = self.node.run(*words, codes=VERDICTS)
+        self._console.print(verdict, markup=False, soft_wrap=True)
 
     def _swap_under_load(self, client: Any, models: list[tuple[str, Any]], rows: Rows) -> Seen:
         assert self.up is not None

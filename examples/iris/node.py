@@ -53,8 +53,8 @@ class DemoNode:
         self._is_starting = False
         self._environment = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
 
-    def run(self, *words: str, timeout_s: float = 150.0) -> str:
-        """Run `interlock WORDS… --home HOME`; its standard output.
+    def run(self, *words: str, timeout_s: float = 150.0, codes: tuple[int, ...] = (0,)) -> str:
+        """Run `interlock WORDS… --home HOME`; its standard output. `codes`: those that it may leave with.
 
         Raises: CommandFailed.
         """
@@ -72,7 +72,7 @@ class DemoNode:
                 )
             except subprocess.TimeoutExpired:
                 raise CommandFailed(f"interlock {' '.join(words)} took longer than {timeout_s:g} s") from None
-        if done.returncode:
+        if done.returncode not in codes:
             said = err.read_text(errors="replace").strip()
             raise CommandFailed(f"interlock {' '.join(words)} left with {done.returncode}: {said}")
         return out.read_text()
