@@ -100,7 +100,7 @@ format: $(installed)  ## rewrite the files as ruff wants them
 
 # Three passes, the second and third for what starts real nodes and processes. A test that says that it may run
 # beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
-test: $(installed) $(kserve_installed) $(models_installed) $(promtool)  ## every test but the soak runs
+test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
 	@echo "make: the tests that start real nodes and may run beside another, two at a time"
 	@$(bin)/pytest -q -n 2 --dist loadfile -o testpaths=tests -m 'server and beside and not soak' $(ARGS)

@@ -35,10 +35,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count what needs another environment among the server tests: `make check` builds only ours."""
+    """Count what needs another environment among the server tests: `make check` builds only ours. That of
+    TensorFlow and of models with real weights has 1.4 GB: what needs it is for `make soak`."""
     for item in items:
-        if ELSEWHERE & set(getattr(item, "fixturenames", ())):
+        wanted = ELSEWHERE & set(getattr(item, "fixturenames", ()))
+        if wanted:
             item.add_marker(pytest.mark.server)
+        if "models_python" in wanted:
+            item.add_marker(pytest.mark.soak)
 
 
 MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
