@@ -82,7 +82,7 @@ def onnx(desk: Path) -> None:
         made = prepared(desk, name, ROWS, **options)
         assert made.runtime == "onnx" and made.conversion is not None, (name, made.conversion)
         report = made.conversion
-        assert report.converted and report.rows >= 4000 and report.difference <= 1e-5, report
+        assert report.converted and report.rows >= 4000 and (report.difference or 0.0) <= 1e-5, report
         assert all(report.onnx_s[rows] < report.kept_s[rows] for rows in (1, 32)), report
         draft = version(made.runtime, made.entry, **made.options)
         checked = check(desk / name / "out", draft)

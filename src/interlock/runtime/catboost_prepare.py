@@ -58,8 +58,8 @@ def _graphs(model: Any, signature: Signature) -> Iterator[bytes]:
         from onnx import TensorProto, helper
     except ImportError:
         raise MissingExtra("onnx", EXTRA) from None
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / ENTRY
+    with tempfile.TemporaryDirectory() as desk:
+        path = Path(desk) / ENTRY
         model.save_model(str(path), format="onnx")
         made = onnx.load(path)
     graph = made.graph
@@ -67,6 +67,7 @@ def _graphs(model: Any, signature: Signature) -> Iterator[bytes]:
     is_classifier = trees.op_type == "TreeEnsembleClassifier"
     if is_classifier != (signature.outputs[0].name == LABEL):  # it takes several targets for classes
         raise Inconvertible("CatBoost writes another kind of model")
+    ends: list[tuple[str, int, list[int | None]]]
     if is_classifier:
         # Of the two outputs the label has its datatype already; the other one was the ZipMap's.
         label = graph.output[0].type.tensor_type.elem_type
@@ -79,5 +80,5 @@ def _graphs(model: Any, signature: Signature) -> Iterator[bytes]:
     del graph.node[1:], graph.input[:], graph.output[:]
     width = signature.inputs[0].shape[1]
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [None, width]))
-    graph.output.extend(helper.make_tensor_value_info(*end) for end in ends)
+    graph.output.extend(helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in ends)
     yield made.SerializeToString()
