@@ -17,6 +17,7 @@ def record(*found: Measured) -> Record:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.server
 @pytest.mark.beside
 def test_a_format_is_registered_served_compared_and_timed(capsys: pytest.CaptureFixture[str]) -> None:
