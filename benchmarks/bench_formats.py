@@ -307,6 +307,9 @@ def main() -> int:
         else:
             try:
                 one = measure(name, given.python, given.rounds, given.seconds)
+            except KeyboardInterrupt:  # what was measured is worth keeping
+                failed = True
+                break
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 failed = True
                 one = msgspec.structs.replace(one, error=f"failed: {type(error).__name__}: {error}")
