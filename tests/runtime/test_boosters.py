@@ -5,12 +5,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from interlock.core.errors import InterlockError, LoadFailed, MissingExtra, ShapeMismatch
+from interlock.core.errors import LoadFailed, MissingExtra, ShapeMismatch
 from interlock.core.model import Placement, Profile, Tensors
 from interlock.runtime import lightgbm, xgboost
 from interlock.runtime.catalog import inspector_of, runtime_of
@@ -197,39 +196,3 @@ def test_neither_brings_threads_nor_its_package_into_a_process(tmp_path: Path) -
         timeout=60,
     )
     assert done.stdout.split("\n")[-2] == "0 True", done.stdout + done.stderr
-
-
-def cat(folder: Path, model: Any, name: str, **options: Any) -> Any:
-    model.save_model(str(folder / name))
-    return runtime_of("catboost").load(folder, version("catboost", name, **options))
-
-
-@pytest.mark.slow
-def test_catboost_answers_as_its_package_does(tmp_path: Path) -> None:
-    catboost = pytest.importorskip("catboost")
-    from tests.runtime.boosters import columns_of, frame, numbers
-
-    X, y = numbers()
-    how = {"iterations": 5, "verbose": 0, "thread_count": 1, "allow_writing_files": False}
-    rows = X.astype(np.float32)
-    model = catboost.CatBoostClassifier(**how).fit(rows, np.array(["a", "b", "c"])[y])
-    wanted = {"label": model.predict(rows)[:, 0].astype(object), "probabilities": model.predict_proba(rows)}
-    hold(cat(tmp_path, model, "c.cbm").predict({"input": rows}), wanted)
-    report = check(tmp_path, version("catboost", "c.cbm"))
-    assert report.failures == () and report.placement is Placement.EXECUTOR
-    model = catboost.CatBoostRegressor(loss_function="Poisson", **how).fit(rows, y)
-    loaded = cat(tmp_path, model, "r.cbm", kind="CatBoostRegressor")
-    hold(loaded.predict({"input": rows}), {"prediction": model.predict(rows)[:, None]})
-    data, answers = frame()
-    data["town"] = data["town"].astype(object).fillna("none")
-    data["plan"] = data["plan"].astype(int)
-    model = catboost.CatBoostClassifier(**how).fit(data, answers, cat_features=["town", "plan"])
-    loaded = cat(tmp_path, model, "t.cbm")
-    inputs = columns_of(data)
-    inputs["plan"] = np.array([str(value).encode() for value in data["plan"]], object)[:, None]
-    inputs["income"] = inputs["income"].astype(np.float32)
-    found = loaded.predict(inputs)
-    assert np.array_equal(found["probabilities"], model.predict_proba(data))
-    inputs["town"][0, 0] = b"\xff"
-    with pytest.raises(InterlockError, match="'town': a category is missing"):
-        loaded.predict(inputs)

@@ -14,7 +14,7 @@ import numpy as np
 from interlock.core.errors import CheckFailed, InterlockError, LoadFailed
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, Version
 from interlock.runtime import examples, lightgbm, xgboost
-from interlock.runtime.boosted import Shape, signature_of
+from interlock.runtime.boosted import signature_of
 from interlock.runtime.by_rows import ALL, MARGIN, MEASURED_ROWS, Rows, onnx_rows
 from interlock.runtime.convert import ENTRY, LEAST_ROWS, TOLERANCE, race
 from interlock.runtime.onnx import runtime as onnx
@@ -37,7 +37,7 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
     name = _NAMES[draft.runtime]
     booster = _booster(folder, draft)
     try:
-        table = _wanted(booster.shape, table_of(draft.options))
+        table = wanted(booster.shape.columns, table_of(draft.options))
         options = {key: value for key, value in draft.options.items() if key != OPTION}
         if table is not None:
             options[OPTION] = msgspec.to_builtins(table)
@@ -47,7 +47,14 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
             try:
                 forest, signature, graph = _converted(booster, folder, kept)
                 (out / ENTRY).write_bytes(graph)
-                report, chosen = _judge(folder, kept, _matrix(data, signature, table), forest, signature, out)
+                report, chosen = _judge(
+                    folder,
+                    kept,
+                    np.concatenate(list(groups_of(data, signature, table).values())),
+                    forest,
+                    signature,
+                    out,
+                )
             except Inconvertible as error:
                 report = ConversionReport(False, f"it cannot be converted to ONNX: {error}")
     finally:
@@ -95,6 +102,49 @@ def trials(rows: Array, forest: Forest, dtype: np.dtype[np.generic], seed: int =
         at[np.arange(_TRIED), picked[:, 0].astype(np.int64)] = values
         parts.append(at)
     return np.concatenate(parts)
+
+
+def groups_of(data: Tensors, signature: Signature, table: Table | None) -> dict[str, Array]:
+    """The reference rows and those around them (`widen.py`), [rows, columns] in float64.
+
+    Raises: CheckFailed.
+    """
+    width = signature.inputs[0].shape[1]
+    if table is not None:
+        columns = {name: data[name] for name in table.names}
+    else:
+        given = next(iter(data.values()))
+        if given.ndim != 2:
+            raise CheckFailed(f"the reference data have shape {list(given.shape)}, want [rows, {width}]")
+        columns = {str(index): column for index, column in enumerate(given.T)}
+    texts = [name for name, values in columns.items() if values.dtype.kind not in "biuf"]
+    if len(columns) != width or texts:
+        words = f", of which {texts[:5]} are no numbers" if texts else ""
+        raise CheckFailed(
+            f"the reference data have {len(columns)} columns{words}; the model wants {width} of numbers"
+        )
+    numbers = {name: values.astype(np.float64) for name, values in columns.items()}
+    groups = widened(numbers, LEAST_ROWS)
+    return {name: np.column_stack(list(group.values())) for name, group in groups.items()}
+
+
+def wanted(columns: tuple[str, ...], table: Table | None) -> Table | None:
+    """Of the table the columns that the model was trained on, in its order. Raises: CheckFailed."""
+    if table is None or not columns:
+        return table
+    known = dict(table.columns)
+    missing = [name for name in columns if name not in known]
+    if missing:
+        raise CheckFailed(
+            f"the model was trained on the columns {list(columns[:20])}, and the reference data have no"
+            f" {missing[:20]}: they have {list(known)[:20]}"
+        )
+    return msgspec.structs.replace(
+        table,
+        columns=tuple((name, known[name]) for name in columns),
+        categories={name: values for name, values in table.categories.items() if name in columns},
+        none=tuple(name for name in table.none if name in columns),
+    )
 
 
 def _judge(
@@ -149,46 +199,6 @@ def _converted(
         raise
     except Exception as error:  # protobuf raises what it likes, for a graph above 2 GB for example
         raise Inconvertible(f"{type(error).__name__}: {str(error)[:200]}") from error
-
-
-def _matrix(data: Tensors, signature: Signature, table: Table | None) -> Array:
-    """The reference rows and those around them, [rows, columns] in float64. Raises: CheckFailed."""
-    width = signature.inputs[0].shape[1]
-    if table is not None:
-        columns = {name: data[name] for name in table.names}
-    else:
-        given = next(iter(data.values()))
-        if given.ndim != 2:
-            raise CheckFailed(f"the reference data have shape {list(given.shape)}, want [rows, {width}]")
-        columns = {str(index): column for index, column in enumerate(given.T)}
-    texts = [name for name, values in columns.items() if values.dtype.kind not in "biuf"]
-    if len(columns) != width or texts:
-        words = f", of which {texts[:5]} are no numbers" if texts else ""
-        raise CheckFailed(
-            f"the reference data have {len(columns)} columns{words}; the model wants {width} of numbers"
-        )
-    numbers = {name: values.astype(np.float64) for name, values in columns.items()}
-    groups = widened(numbers, LEAST_ROWS).values()
-    return np.concatenate([np.column_stack(list(group.values())) for group in groups])
-
-
-def _wanted(shape: Shape, table: Table | None) -> Table | None:
-    """The columns of the data that the model was trained on, in its order. Raises: CheckFailed."""
-    if table is None or not shape.columns:
-        return table
-    known = dict(table.columns)
-    missing = [name for name in shape.columns if name not in known]
-    if missing:
-        raise CheckFailed(
-            f"the model was trained on the columns {list(shape.columns[:20])}, and the reference data have no"
-            f" {missing[:20]}: they have {list(known)[:20]}"
-        )
-    return msgspec.structs.replace(
-        table,
-        columns=tuple((name, known[name]) for name in shape.columns),
-        categories={name: values for name, values in table.categories.items() if name in shape.columns},
-        none=tuple(name for name in table.none if name in shape.columns),
-    )
 
 
 def _said(report: ConversionReport, prefix: str) -> ConversionReport:

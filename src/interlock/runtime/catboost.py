@@ -1,4 +1,7 @@
-"""Owns CatBoost models: .cbm files, run by the Python package, so in an executor: its wheel has no C API."""
+"""Owns CatBoost models: .cbm files, run by the Python package, so in an executor: its wheel has no C API.
+
+Where `catboost_prepare.py` can, it makes ONNX of them, which has no need of this file.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -59,13 +62,13 @@ class Catboost:
 
     def load(self, folder: Path, version: Version) -> CatboostModel:
         """Raises: LoadFailed with CatBoost's own words, MissingExtra."""
-        model = _open(folder / version.entry, version.options)
-        signature = version.signature if version.signature.inputs else _signature(model, version.options)
+        model = open_model(folder / version.entry, version.options)
+        signature = version.signature if version.signature.inputs else signature_of(model, version.options)
         return CatboostModel(model, signature)
 
     def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
         """What the file says of itself, and one call with zeros. Raises: LoadFailed, MissingExtra."""
-        return _signature(_open(folder / version.entry, version.options), version.options)
+        return signature_of(open_model(folder / version.entry, version.options), version.options)
 
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """Nothing: all is found by measurement."""
@@ -83,7 +86,8 @@ def answer(model: Any, name: str, rows: Array) -> Array:
     return values.reshape(len(rows), -1)
 
 
-def _open(path: Path, options: dict[str, Any]) -> Any:
+def open_model(path: Path, options: dict[str, Any]) -> Any:
+    """CatBoost's object. Raises: LoadFailed, MissingExtra."""
     try:
         import catboost
     except ImportError as error:
@@ -107,7 +111,8 @@ def _open(path: Path, options: dict[str, Any]) -> Any:
     return model
 
 
-def _signature(model: Any, options: dict[str, Any]) -> Signature:
+def signature_of(model: Any, options: dict[str, Any]) -> Signature:
+    """What the model says of itself, and one call with zeros."""
     known = tables.table_of(options)
     names = tuple(model.feature_names_)
     categorical = set(model.get_cat_feature_indices())

@@ -14,6 +14,7 @@ PREPARERS = {
     "torch": "interlock.runtime.torch_prepare",
     "xgboost": "interlock.runtime.boosted_prepare",
     "lightgbm": "interlock.runtime.boosted_prepare",
+    "catboost": "interlock.runtime.catboost_prepare",
 }
 """Runtime -> the module of this folder that prepares what it would load; others keep what they are given."""
 
