@@ -34,12 +34,12 @@ from benchmarks.node import Node
 from benchmarks.pairs import say
 from benchmarks.peers import ask
 from benchmarks.process import CLIENT_CORE, SERVER_CORE, pinned
-from benchmarks.request import Request
 from interlock.client.inputs import Sent
 from interlock.client.message import Reply, decode, encode
 from interlock.core.letters import decode_desired
 from interlock.core.model import DATATYPES, Version, artifact_path
 from interlock.core.settings import run_folder
+from interlock.operations.load import Request
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIDES = ("native", "ours", "served")

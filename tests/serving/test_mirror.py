@@ -510,7 +510,7 @@ def test_pairs_leave_nothing_for_the_collector_of_cycles(rig: Rig, reverse: floa
         for place in rig.places.values():
             place.batches = []
         del batch
-        assert sum(isinstance(one, Pair) for one in gc.get_objects()) == 0
+        assert sum(type(one) is Pair for one in gc.get_objects()) == 0
     finally:
         gc.enable()
 

@@ -26,7 +26,7 @@ from interlock.core.model import (
     Version,
     with_true_batch_axis,
 )
-from interlock.runtime import examples
+from interlock.runtime import child, examples
 from interlock.runtime.catalog import DATA_ONLY, inspector_of, runtime_of
 from interlock.runtime.check_answers import Gaps, check_names, hold
 from interlock.runtime.check_limit import LIMIT_CALL_BYTES, first_rows, limit_of, rows_within
@@ -100,7 +100,7 @@ def check(
     signature = with_columns(with_true_batch_axis(version.signature), table_of(version.options))
     check_names(signature)
     version = msgspec.structs.replace(version, signature=signature)
-    before, started = _resident_bytes(), time.perf_counter()
+    before, started = child.resident_bytes(os.getpid()), time.perf_counter()
     loaded = runtime_of(version.runtime).load(folder, version)
     load_s = time.perf_counter() - started
     note("")
@@ -151,9 +151,9 @@ class _Checks:
         resident_bytes = 0
         if self.declared.get("streaming"):
             batch_s = self._streams()
-            resident_bytes = max(0, _resident_bytes() - before_bytes)
+            resident_bytes = max(0, child.resident_bytes(os.getpid()) - before_bytes)
         elif self._try("one row", self._one_row):
-            resident_bytes = max(0, _resident_bytes() - before_bytes)
+            resident_bytes = max(0, child.resident_bytes(os.getpid()) - before_bytes)
             if "max_batch_rows" in self.declared:
                 self._try("max_batch_rows", self._declared_limit)
             if self._try("many rows", self._many_rows) and self._try("deterministic", self._deterministic):
@@ -392,11 +392,3 @@ def _tolerance(signature: Signature) -> float:
 
 def _shapes(answer: Tensors) -> str:
     return ", ".join(f"{name} {list(array.shape)}" for name, array in answer.items())
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0  # no /proc: the profile then says 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
