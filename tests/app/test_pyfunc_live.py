@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,8 @@ def test_plain_models_are_served_in_the_environments_that_they_need(
         assert done.returncode == 0, done.stderr
         until(lambda: node.is_ready(), "ready", 100.0)
         client = triton.InferenceServerClient(f"127.0.0.1:{node.node.http_port}")
+        for model in ("ascii", "flowers"):  # a node that was ready stays so while it loads one more
+            until(partial(client.is_model_ready, model), f"ready: {model}", 100.0)
         name = triton.InferInput("name", [4, 1], "BYTES")
         name.set_data_from_numpy(np.array(NAMES["name"], object).reshape(4, 1))
         factor = triton.InferInput("factor", [4, 1], "FP64")
