@@ -9,7 +9,7 @@ from interlock.core.errors import InputMismatch, LoadFailed, ShapeMismatch, Untr
 from interlock.core.model import TensorSpec
 from interlock.runtime.check import check
 from interlock.runtime.keras import Keras, keras_package
-from interlock.runtime.torch_files import sha256_of
+from interlock.runtime.pickles import sha256_of
 from tests.runtime import models
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import torch
 
 from interlock.core.errors import CheckFailed, InterlockError, LoadFailed, ShapeMismatch, UntrustedArtifact
 from interlock.core.model import Signature, TensorSpec
-from interlock.runtime import torch_files, torch_program
+from interlock.runtime import pickles, torch_files, torch_program
 from interlock.runtime.check import check
 from interlock.runtime.prepare import Prepared
 from interlock.runtime.torch import Torch, TorchModel, program_call
@@ -172,7 +172,7 @@ def test_a_pickled_module_needs_somebody_who_vouches_for_it(tmp_path: Path) -> N
         check(tmp_path, models.version("torch", "model.pth"), {"*": models.X})
     with pytest.raises(UntrustedArtifact):
         check(tmp_path, models.version("torch", "model.pth", trusted_sha256="0" * 64), {"*": models.X})
-    digest = torch_files.sha256_of(tmp_path / "model.pth")
+    digest = pickles.sha256_of(tmp_path / "model.pth")
     report = check(tmp_path, models.version("torch", "model.pth", trusted_sha256=digest), {"*": models.X})
     assert report.failures == () and report.capabilities.batchable
 

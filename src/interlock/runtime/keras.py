@@ -12,7 +12,7 @@ import numpy as np
 from interlock.core.errors import InputMismatch, LoadFailed, MissingExtra, ShapeMismatch, UntrustedArtifact
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec, Version
 from interlock.runtime.answers import named
-from interlock.runtime.torch_files import sha256_of
+from interlock.runtime.pickles import sha256_of
 
 DATATYPES_BY_NAME = {
     "bool": "BOOL",

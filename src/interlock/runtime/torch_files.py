@@ -7,7 +7,6 @@ says is a pickle (PyTorch 2.13, `_export/serde/serialize.py`, `export/pt2_archiv
 here first, and refused unless all of that is plain.
 """
 
-import hashlib
 import io
 import json
 import pickletools
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from interlock.core.errors import LoadFailed, UntrustedArtifact
+from interlock.runtime.pickles import sha256_of
 
 PROGRAM, SCRIPT, WEIGHTS, PICKLE = "program", "script", "weights", "pickle"
 SUFFIXES = (".pt2", ".pt", ".pth")
@@ -105,12 +105,6 @@ def checked_kind(path: Path, options: dict[str, Any]) -> str:
             f"{sha256_of(path)}; register it with --trust if you know where it comes from"
         )
     return kind
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of one file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _code_in_program(archive: zipfile.ZipFile) -> Iterator[str]:
