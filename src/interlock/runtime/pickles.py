@@ -18,8 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from picklescan.scanner import scan_pickle_bytes
-
 from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact, said
 
 SUFFIXES = (".pkl", ".pickle", ".joblib")
@@ -134,5 +132,7 @@ def _is_harmful(module: str, name: str) -> bool:
         return True
     if name in ("load", "loads", "read_pickle"):
         return True  # they read another pickle, which nobody would look at
+    from picklescan.scanner import scan_pickle_bytes  # 0.1 s, for those alone that read a pickle
+
     one = b"c" + module.encode() + b"\n" + name.encode() + b"\n."
     return bool(scan_pickle_bytes(io.BytesIO(one), "one").issues_count)
