@@ -20,7 +20,7 @@ from interlock.runtime.convert import ENTRY, LEAST_ROWS, TOLERANCE, race
 from interlock.runtime.onnx import runtime as onnx
 from interlock.runtime.prepare import ConversionReport, Prepared
 from interlock.runtime.sklearn import INPUT
-from interlock.runtime.table import OPTION, Table, table_of
+from interlock.runtime.table import OPTION, Table, as_fitted, table_of
 from interlock.runtime.trees import Forest, Inconvertible, lightgbm_forest, xgboost_forest
 from interlock.runtime.trees_onnx import to_onnx
 from interlock.runtime.widen import widened
@@ -37,7 +37,7 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
     name = _NAMES[draft.runtime]
     booster = _booster(folder, draft)
     try:
-        table = wanted(booster.shape.columns, table_of(draft.options))
+        table = as_fitted(table_of(draft.options), booster.shape.columns)
         options = {key: value for key, value in draft.options.items() if key != OPTION}
         if table is not None:
             options[OPTION] = msgspec.to_builtins(table)
@@ -126,25 +126,6 @@ def groups_of(data: Tensors, signature: Signature, table: Table | None) -> dict[
     numbers = {name: values.astype(np.float64) for name, values in columns.items()}
     groups = widened(numbers, LEAST_ROWS)
     return {name: np.column_stack(list(group.values())) for name, group in groups.items()}
-
-
-def wanted(columns: tuple[str, ...], table: Table | None) -> Table | None:
-    """Of the table the columns that the model was trained on, in its order. Raises: CheckFailed."""
-    if table is None or not columns:
-        return table
-    known = dict(table.columns)
-    missing = [name for name in columns if name not in known]
-    if missing:
-        raise CheckFailed(
-            f"the model was trained on the columns {list(columns[:20])}, and the reference data have no"
-            f" {missing[:20]}: they have {list(known)[:20]}"
-        )
-    return msgspec.structs.replace(
-        table,
-        columns=tuple((name, known[name]) for name in columns),
-        categories={name: values for name, values in table.categories.items() if name in columns},
-        none=tuple(name for name in table.none if name in columns),
-    )
 
 
 def _judge(

@@ -15,12 +15,12 @@ import numpy as np
 
 from interlock.core.errors import MissingExtra
 from interlock.core.model import Signature, Tensors, Version
-from interlock.runtime.boosted_prepare import groups_of, wanted
+from interlock.runtime.boosted_prepare import groups_of
 from interlock.runtime.catboost import EXTRA, CatboostModel, open_model, signature_of
 from interlock.runtime.convert import ENTRY, convert
 from interlock.runtime.prepare import ConversionReport, Prepared
 from interlock.runtime.sklearn import INPUT, LABEL, PREDICTION, PROBABILITIES
-from interlock.runtime.table import OPTION, table_of
+from interlock.runtime.table import OPTION, as_fitted, table_of
 from interlock.runtime.trees import Inconvertible
 
 FRAMEWORK = "CatBoost"
@@ -30,7 +30,7 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
     """See `prepare.Preparer`. `draft.options["table"]`: the columns of `data`."""
     model = open_model(folder / draft.entry, draft.options)
     signature = signature_of(model, draft.options)
-    table = wanted(signature.columns, table_of(draft.options))
+    table = as_fitted(table_of(draft.options), signature.columns)
     if data is None:
         report = _kept("without reference data (--data) the conversion cannot be compared")
     elif tuple(spec.name for spec in signature.inputs) != (INPUT,):

@@ -25,7 +25,7 @@ from interlock.runtime.sklearn import (
     skops_io,
 )
 from interlock.runtime.sklearn_onnx import conversions
-from interlock.runtime.table import OPTION, Table, table_of
+from interlock.runtime.table import OPTION, Table, as_fitted, table_of
 from interlock.runtime.widen import widened
 
 FRAMEWORK = "scikit-learn"
@@ -81,7 +81,8 @@ def _form(estimator: Any, draft: Version, data: Tensors | None) -> _Form:
         return _Form("FP32", table=table)
     if table is None:
         return _Form("FP32" if _same_in_float32(estimator, _matrix(data), None, False) else "FP64")
-    table = _wanted(estimator, table)
+    table = as_fitted(table, tuple(map(str, getattr(estimator, "feature_names_in_", ()))))
+    assert table is not None
     if table.is_numeric:
         matrix = np.column_stack([data[name].astype(np.float64) for name in table.names])
         named = _wants_names(estimator, table, matrix[:_COMPARED_ROWS])
@@ -92,27 +93,6 @@ def _form(estimator: Any, draft: Version, data: Tensors | None) -> _Form:
     exact = tables.frame(table, _few(data, table))
     rounded = tables.frame(narrow, conform(_columns(narrow), _few(data, table)))
     return _Form("FP64", True, table, narrow if _same(estimator, exact, rounded) else table)
-
-
-def _wanted(estimator: Any, table: Table) -> Table:
-    """The columns that the estimator was fitted on, in its order. Raises: CheckFailed."""
-    names = getattr(estimator, "feature_names_in_", None)
-    if names is None:
-        return table
-    wanted = [str(name) for name in names]
-    known = dict(table.columns)
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        raise CheckFailed(
-            f"the model was fitted on the columns {wanted[:20]}, and the reference data have no"
-            f" {missing[:20]}: they have {list(known)[:20]}"
-        )
-    return msgspec.structs.replace(
-        table,
-        columns=tuple((name, known[name]) for name in wanted),
-        categories={name: values for name, values in table.categories.items() if name in wanted},
-        none=tuple(name for name in table.none if name in wanted),
-    )
 
 
 def _wants_names(estimator: Any, table: Table, matrix: Array) -> bool:

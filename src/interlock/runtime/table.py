@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from interlock.core.errors import LoadFailed
+from interlock.core.errors import CheckFailed, LoadFailed
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec
 from interlock.core.table import MISSING
 
@@ -66,6 +66,29 @@ def with_columns(signature: Signature, table: Table | None) -> Signature:
         if signature.inputs[0].datatype != "BYTES":
             return msgspec.structs.replace(signature, columns=table.names)
     return signature
+
+
+def as_fitted(table: Table | None, columns: tuple[str, ...]) -> Table | None:
+    """Of the reference data's table the columns that a model was fitted on, in its order; all of it for a
+    model that does not say.
+
+    Raises: CheckFailed with those that the data do not have.
+    """
+    if table is None or not columns:
+        return table
+    known = dict(table.columns)
+    missing = [name for name in columns if name not in known]
+    if missing:
+        raise CheckFailed(
+            f"the model was fitted on the columns {list(columns[:20])}, and the reference data have no"
+            f" {missing[:20]}: they have {list(known)[:20]}"
+        )
+    return msgspec.structs.replace(
+        table,
+        columns=tuple((name, known[name]) for name in columns),
+        categories={name: values for name, values in table.categories.items() if name in columns},
+        none=tuple(name for name in table.none if name in columns),
+    )
 
 
 def specs(table: Table) -> tuple[TensorSpec, ...]:
