@@ -1,5 +1,6 @@
 """Owns scikit-learn models kept as they are: skops files of trusted types, pickles of a trusted digest."""
 
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -212,6 +213,11 @@ def load_file(path: Path, options: dict[str, Any]) -> Any:
 
 def foreign_types(path: Path) -> list[str]:
     """The types in a .skops file that are outside of the known families. Raises: LoadFailed, MissingExtra."""
+    return sorted(name for name in _untrusted_types(path) if not name.startswith(FAMILIES))
+
+
+def _untrusted_types(path: Path) -> list[str]:
+    """The types in a .skops file that skops itself does not trust. Raises: as `foreign_types` does."""
     skops = skops_io()
     try:
         with zipfile.ZipFile(path) as stored:
@@ -221,27 +227,26 @@ def foreign_types(path: Path) -> list[str]:
                 f"{path.name} has a description (schema.json) of {size:,} bytes, the limit is"
                 f" {MOST_SCHEMA_BYTES:,}: no model needs so much"
             )
-        found = skops.get_untrusted_types(file=path)
+        return list(skops.get_untrusted_types(file=path))
     except LoadFailed:
         raise
     except Exception as error:
         raise LoadFailed(
             f"{path.name} is not a skops file, or not whole: {said(error, 300)}; save the model again"
         ) from error
-    return sorted(name for name in found if not name.startswith(FAMILIES))
 
 
 def _load_skops(path: Path, options: dict[str, Any]) -> Any:
-    foreign = foreign_types(path)
-    unknown = sorted(set(foreign) - set(options.get("trusted_types", ())))
+    found = _untrusted_types(path)
+    foreign = {name for name in found if not name.startswith(FAMILIES)}
+    unknown = sorted(foreign.difference(options.get("trusted_types", ())))
     if unknown:
         raise UntrustedArtifact(
             f"{path.name} builds objects of {', '.join(unknown)}: if you know where it comes from, "
             "register it with --trust"
         )
-    skops = skops_io()
     try:
-        return skops.load(path, trusted=skops.get_untrusted_types(file=path))
+        return skops_io().load(path, trusted=found)
     except ImportError as error:
         raise LoadFailed(
             f"{path.name} needs a package that is not installed ({error}): install it for the node"
@@ -252,12 +257,27 @@ def _load_skops(path: Path, options: dict[str, Any]) -> Any:
 
 def skops_io() -> Any:
     """The module skops.io. Raises: MissingExtra."""
+    sys.meta_path.insert(0, _Hidden)
     try:
         import sklearn  # noqa: F401  skops imports it late, with words that name no remedy
         import skops.io
     except ImportError as error:
         raise MissingExtra(error.name or "skops", "sklearn") from None
+    finally:
+        sys.meta_path.remove(_Hidden)
     return skops.io
+
+
+class _Hidden:
+    """What skops need not import: to list scikit-learn's classes it imports all of its modules, and these
+    import PyTorch, where that is installed: three seconds and 200 MB for nothing that a model uses."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Raises: ModuleNotFoundError for these; None, go on looking, for all others."""
+        package, _, module = name.rpartition(".")
+        if package == "sklearn.externals.array_api_compat" and module in ("torch", "cupy", "dask"):
+            raise ModuleNotFoundError(name, name=name)
 
 
 runtime = Sklearn()
