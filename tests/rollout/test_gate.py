@@ -81,6 +81,8 @@ def test_a_wrong_ratio_holds_until_a_person_has_looked() -> None:
         "sample ratio: the candidate was sent 600 requests, its weight"
     )
     assert judge(epochs, Policy(), ratio_since=1).hold == ""
+    luck = [epoch(0.01, arm(1664), arm(3)), epoch(0.02, arm(62), arm(1), number=2)]
+    assert judge(luck, Policy()).hold == "" and judge(luck, Policy(alpha=0.1)).hold
 
 
 def test_the_forecast_is_what_it_then_takes() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from interlock.core.policy import Policy
 from interlock.registry.rows import ReleaseState
-from interlock.rollout import plan
+from interlock.rollout import gate, plan
 from interlock.rollout.mirroring import settled
 from interlock.rollout.plan import SHADOW
 from tests.rollout.canaries import START_S, Canary, Ended, both_fail, constant, decisions_only
@@ -168,7 +168,7 @@ def test_the_same_version_is_seldom_rolled_back_however_long_it_takes(
     assert PROMOTED not in states(found)
     assert max(max(one.weights) for one in found) == 0.5
     assert is_rare(states(found)[ROLLED_BACK], times)
-    assert is_rare(states(found)[PAUSED], times)  # the sample ratio, at 1 % of its own
+    assert is_rare(states(found)[PAUSED], times, Policy().alpha * gate.MISMATCH_SHARE)  # the sample ratio
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from interlock.rollout.memory import MemoryView
 from interlock.rollout.metrics import MetricTally
 from interlock.rollout.tally import CANDIDATE, OBJECTIVE, ArmTally, EpochTally
 
+MISMATCH_SHARE = 0.1
+"""Of alpha, for the sample ratio: it is the same dispatch that every release of every model tests anew."""
 PROVED_LEVEL = 0.95
 """The latency quantile that must be proved where the user names no objective."""
 MOST_EXCESS = {OBJECTIVE: 0.005, 0.5: 0.02, 0.95: 0.01}
@@ -184,7 +186,7 @@ def _holds(epochs: Sequence[EpochTally], policy: Policy, load: Load | None, rati
     found = []
     if not policy.is_sticky:  # sticky units come in lumps: requests then say nothing about the shares
         sent = [Epoch(e.weight, e.incumbent.sent, e.candidate.sent) for e in epochs if e.number > ratio_since]
-        log_e, threshold = ratio.log_e_mismatch(sent), log_threshold(policy.alpha)
+        log_e, threshold = ratio.log_e_mismatch(sent), log_threshold(policy.alpha * MISMATCH_SHARE)
         got = sum(e.candidate for e in sent if e.is_informative)
         due = sum(e.weight * e.both for e in sent if e.is_informative)
         message = (
