@@ -47,7 +47,9 @@ def predict(
     """Ask a model and print its answer, one line a row.
 
     DATA is JSON or a file: rows ([[…], …] or CSV), records ([{…}, …]), values by input ({"x": […]}), or a
-    whole V2 request ({"inputs": […]}); - reads standard input. --url may name the data port too.
+    whole V2 request ({"inputs": [{…}]}), which goes as it is; - reads standard input. The header of CSV and
+    the keys of records name columns, in any order; null, and an empty cell where numbers are, is a missing
+    value. --url may name the data port too.
     """
     from interlock.cli.payload import data_of, read
     from interlock.client.blocking import Client
