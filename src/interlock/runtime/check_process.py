@@ -175,7 +175,8 @@ def _run_child(
 ) -> _Outcome:
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
-            [python, "-m", "interlock.runtime.check_process", str(desk)],
+            # -P: the folder in which one happens to be must not lend modules to it, as to no executor later.
+            [python, "-P", "-m", "interlock.runtime.check_process", str(desk)],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
