@@ -369,6 +369,9 @@ CASES: dict[str, Case] = {
     ),
     "half of a skops file": Case(half(skops), LoadFailed, ("cut.skops", "or not whole", "save the model")),
     "a zip bomb": Case(bomb, LoadFailed, ("83,886,080 bytes, the limit is 67,108,864",), None, TRUST),
+    "not fitted": Case(
+        lambda _: LinearRegression(), LoadFailed, ("cannot predict from floats", "not fitted yet"), X
+    ),
     "fitted on other columns": Case(
         lambda _: LinearRegression().fit(X, ROWS[:, 0]),
         CheckFailed,

@@ -47,8 +47,11 @@ from tests.operations.broken import (
     python,
     write,
 )
+from tests.operations.refusals import said_on_the_page
 
 pytestmark = pytest.mark.slow
+
+PAGE, PAGE_OF_DATA = said_on_the_page()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_a_broken_model_is_refused_in_its_own_words(
         register(shared, "m", artifact, data=rows, **case.options)
     assert type(caught.value) is case.kind
     message = caught.value.message
-    assert [word for word in case.words if word not in message] == [], message
+    assert [word for word in (*case.words, *PAGE[name]) if word not in message] == [], message
     others = [other for other in CASES if other != name and all(w in message for w in CASES[other].words)]
     assert others == [], "another case's words"
     assert len(message) < 1200
@@ -131,7 +134,7 @@ def test_broken_data_are_refused_in_their_own_words(
         else:
             reference.of(data)
     message = caught.value.message
-    assert [word for word in words if word not in message] == [], message
+    assert [word for word in (*words, *PAGE_OF_DATA[name]) if word not in message] == [], message
     others = [other for other in DATA if other != name and all(w in message for w in DATA[other][2])]
     assert others == [], "another case's words"
     assert_nothing_left(shared, desk)
