@@ -2,12 +2,20 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Two processes test on two cores: where each has a thread per core, they spin and wait for each other. Before
+# the libraries are imported, which read it then. Children that run models have it from Interlock anyhow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `make test &` in a script ignores SIGINT, which all children inherit: none of ours could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No wall-clock deadline per example: on a busy machine it fails for the neighbour's sake. pytest's holds.
 # In CI the examples are the same each time, so that whether a change lands is not left to chance.
