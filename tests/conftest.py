@@ -1,6 +1,7 @@
 """Owns what tests of every folder share: a home of their own, and the foreign clients' interpreters."""
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -33,13 +34,22 @@ ELSEWHERE = frozenset({"kserve_python", "models_python"})
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+ALL_SLOW = re.compile(r"(?m)^pytestmark = .*pytest\.mark\.(slow|soak|server)\b")
+"""Of a module of which `make check` runs no test."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the modules without a server test where only those are asked for: to import them all takes
-    longer than most tests."""
-    if not config.getoption("markexpr").startswith("server") or collection_path.suffix != ".py":
+    """Leave out the modules without a test of those that are asked for: to import them all, and what they
+    import, takes longer than most tests."""
+    if collection_path.suffix != ".py" or "tests" not in collection_path.parts:
         return None
-    text = collection_path.read_text()
-    return None if any(word in text for word in ("mark.server", *ELSEWHERE)) else True
+    wanted = config.getoption("markexpr")
+    if wanted.startswith("server"):
+        text = collection_path.read_text()
+        return None if any(word in text for word in ("mark.server", *ELSEWHERE)) else True
+    if "not slow" in wanted:
+        return True if ALL_SLOW.search(collection_path.read_text()) else None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

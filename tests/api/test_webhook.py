@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from interlock.api.webhook import FRESH_S, PATH, check_signature
 from interlock.core.errors import Forbidden
@@ -21,6 +20,8 @@ NOW_S = 1_800_000_000.0
 
 
 def headers(secret: str = SECRET, time_s: float = NOW_S, body: str = BODY) -> dict[str, str]:
+    from mlflow.webhooks.delivery import _generate_hmac_signature
+
     stamp = str(int(time_s))
     return {
         "X-MLflow-Delivery-Id": "0b6c",

@@ -26,6 +26,8 @@ from interlock.operations.resolve import resolve
 from interlock.registry.mlmodel import packed
 from tests.operations.repositories import repository
 
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
+
 X, Y = load_iris(return_X_y=True)
 ROWS = reference.of({"input": X.astype(np.float32)}, Y)
 
@@ -52,7 +54,6 @@ def npz(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_training_run_gets_a_child_that_mlflow_reads(
     ctx: Context, tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +145,6 @@ def line() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-@pytest.mark.slow
 def test_a_run_of_another_store_is_noted_and_a_slip_is_refused_before_any_work(
     ctx: Context, tmp_path: Path, tracking: str
 ) -> None:
@@ -196,7 +196,6 @@ def test_arrays_have_the_digest_of_their_values() -> None:
     assert provenance.digest_of_arrays({"x": np.asfortranarray(X)}, Y) in digests
 
 
-@pytest.mark.slow
 def test_a_table_has_names_and_types_in_mlflow(tmp_path: Path, ctx: Context) -> None:
     """One tensor of columns, and an input for each: a client of MLflow reads the columns of both."""
     import pandas
@@ -254,7 +253,6 @@ def test_a_model_with_a_folder_of_our_name_is_refused(tmp_path: Path) -> None:
         raise AssertionError("it was packed")
 
 
-@pytest.mark.slow
 def test_metrics_are_those_of_the_files_that_will_be_served(ctx: Context) -> None:
     done = registered(ctx, data=reference.of({"input": X}, Y.astype(float)))
     assert done.provenance is not None and (found := done.provenance.quality) is not None
@@ -276,7 +274,6 @@ def changed(version: Version, **able: Any) -> Version:
     return msgspec.structs.replace(version, capabilities=capabilities)
 
 
-@pytest.mark.slow
 def test_from_the_command_line_nothing_of_mlflows_is_needed_for_the_code(tmp_path: Path) -> None:
     """A process that never imported MLflow has no active run, and gathering does not import it."""
     code = (
@@ -287,7 +284,6 @@ def test_from_the_command_line_nothing_of_mlflows_is_needed_for_the_code(tmp_pat
     assert done.stdout == "False\n", done.stderr
 
 
-@pytest.mark.slow
 def test_what_plain_mlflow_code_registered_is_shown_as_far_as_it_goes(
     ctx: Context, tracking: str, tmp_path: Path
 ) -> None:

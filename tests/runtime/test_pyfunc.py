@@ -22,6 +22,8 @@ from interlock.core.model import Placement, Signature, Version, digest_of
 from interlock.core.table import MISSING, conform
 from interlock.runtime.check import check
 from interlock.runtime.environment import OPTION, environment_path, interpreter_of, variables_for
+
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
 from interlock.runtime.pyfunc import TRUST_OPTION, named, runtime
 
 
