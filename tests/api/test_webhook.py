@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from interlock.api.webhook import FRESH_S, PATH, check_signature
 from interlock.core.errors import Forbidden
@@ -14,14 +15,14 @@ from interlock.operations.context import Context
 from tests.api.servers import Served, served
 from tests.operations.homes import a_home, a_node, a_report
 
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
+
 SECRET = "a secret of enough characters"
 BODY = json.dumps({"entity": "model_version_alias", "data": {"name": "größe"}})
 NOW_S = 1_800_000_000.0
 
 
 def headers(secret: str = SECRET, time_s: float = NOW_S, body: str = BODY) -> dict[str, str]:
-    from mlflow.webhooks.delivery import _generate_hmac_signature
-
     stamp = str(int(time_s))
     return {
         "X-MLflow-Delivery-Id": "0b6c",

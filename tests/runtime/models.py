@@ -192,3 +192,11 @@ MODELS: dict[str, Callable[[Path], Version]] = {
     "Keras with two inputs": _keras,
     "a Hugging Face classifier": _huggingface,
 }
+
+LARGE = frozenset(
+    [
+        *("iris logistic regression", "iris gradient boosting", "iris MLP with words", "a regressor"),
+        *("a PyTorch program", "Keras with two inputs", "a Hugging Face classifier"),
+    ]
+)
+"""Those whose packages take seconds to import."""

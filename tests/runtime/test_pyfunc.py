@@ -22,8 +22,6 @@ from interlock.core.model import Placement, Signature, Version, digest_of
 from interlock.core.table import MISSING, conform
 from interlock.runtime.check import check
 from interlock.runtime.environment import OPTION, environment_path, interpreter_of, variables_for
-
-pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
 from interlock.runtime.pyfunc import TRUST_OPTION, named, runtime
 
 
@@ -69,7 +67,8 @@ class Pair(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
         return {"both": (model_input["a"] * model_input["b"]).sum(axis=1)}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# MLflow alone takes seconds to import.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 COLUMNS = Schema(
     [
