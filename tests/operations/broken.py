@@ -253,6 +253,9 @@ CASES: dict[str, Case] = {
         ("exit code 3", "in the check 'many rows'"),
         GIVEN,
     ),
+    "it leaves when loaded": Case(
+        on_load("os._exit(6)"), CheckFailed, ("exit code 6", "while it was loaded"), GIVEN
+    ),
     "it breaks the memory at row 7": Case(
         python(f"if (i['x'][:, 0] == 21).any(): ctypes.string_at(0)\n{SUM}"),
         CheckFailed,
