@@ -109,8 +109,8 @@ format: $(installed)  ## rewrite the files as ruff wants them
 # beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
 test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
-	@echo "make: the tests that start real nodes and may run beside another, two at a time"
-	@$(bin)/pytest -q -n 2 --dist loadfile -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
+	@echo "make: the tests that start real nodes and may run beside another, three at a time"
+	@$(bin)/pytest -q -n 3 --dist loadgroup -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
 	@echo "make: the others that start real nodes, one at a time"
 	@$(bin)/pytest -q -o testpaths=tests -m 'server and not beside and not soak' $(ARGS)
 

@@ -52,10 +52,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Count what needs another environment among the server tests: `make check` builds only ours. That of
-    TensorFlow and of models with real weights has 1.4 GB: what needs it is for `make soak`."""
+    TensorFlow and of models with real weights has 1.4 GB: what needs it is for `make soak`.
+
+    With `--dist loadgroup` the tests of a file stay together, for what they share, unless they say otherwise.
+    """
     for item in items:
+        if getattr(config.option, "loadgroup", False) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         wanted = ELSEWHERE & set(getattr(item, "fixturenames", ()))
         if wanted:
             item.add_marker(pytest.mark.server)

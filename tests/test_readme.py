@@ -1,4 +1,5 @@
-"""Runs every block of README.md and docs/ in order, as a reader of that file would, in a home of its own."""
+"""Runs every block of README.md and docs/ in order, as a reader of that file would, in a home of its own, or in
+that of the page which it goes on after."""
 
 import os
 import re
@@ -14,7 +15,23 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 README = FILES[0]
 """Its blocks make the registry, too; where others register, the empty tables are there."""
+AFTER = re.compile(r"^<!-- after: (?P<page>\S+) -->$", re.MULTILINE)
+"""In a page that goes on where another one ends: with its home, and what is registered there."""
 TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+def chains() -> list[tuple[Path, ...]]:
+    """The pages that run in one home, in order: each that goes on after no other, and those that do after it."""
+    first: dict[Path, list[Path]] = {file: [file] for file in FILES}
+    for file in FILES:
+        if found := AFTER.search(file.read_text()):
+            first[REPOSITORY / found["page"]].append(file)
+            del first[file]
+    return [tuple(files) for files in first.values()]
+
+
+def name(chain: tuple[Path, ...]) -> str:
+    return "+".join(str(file.relative_to(REPOSITORY)) for file in chain)
 
 
 def run(wanted: Plan, folder: Path, environment: dict[str, str]) -> None:
@@ -55,27 +72,40 @@ def reader(tmp_path: Path, interlock_home: Path) -> tuple[Path, dict[str, str]]:
     return clone, environment
 
 
-# Not beside each other: some of the nodes listen on the usual ports.
+def says(wanted: list[Plan], words: str) -> bool:
+    return any(words in argument for one in wanted for step in one.steps for argument in step.argv)
+
+
 @pytest.mark.server
 @pytest.mark.beside
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "files",
+    # A file of tests runs in one process, as a rule; these may run beside each other.
+    [pytest.param(chain, id=name(chain), marks=pytest.mark.xdist_group(name(chain))) for chain in chains()],
+)
 def test_every_block_runs(
-    file: Path, reader: tuple[Path, dict[str, str]], request: pytest.FixtureRequest
+    files: tuple[Path, ...], reader: tuple[Path, dict[str, str]], request: pytest.FixtureRequest
 ) -> None:
-    wanted = plan(file.name, file.read_text())
-    if file != README and any("register" in argument for step in wanted.steps for argument in step.argv):
+    wanted = [plan(file.name, file.read_text()) for file in files]
+    if README not in files and says(wanted, "register"):
         request.getfixturevalue("home_with_store")
     try:
-        run(wanted, *reader)
+        for one in wanted:
+            run(one, *reader)
     finally:
-        if any("interlock up" in argument for step in wanted.steps for argument in step.argv):
+        if says(wanted, "interlock up"):
             subprocess.run(["interlock", "down"], env=reader[1], capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPOSITORY)))
 def test_every_make_target_that_the_docs_name_exists(file: Path) -> None:
     assert set(plan(file.name, file.read_text()).targets) <= set(TARGETS)
+
+
+def test_nodes_of_one_chain_alone_listen_on_the_usual_ports() -> None:
+    taken = [chain for chain in chains() if says([plan(one.name, one.read_text()) for one in chain], ":8000")]
+    assert [chain[0] for chain in taken] == [README], "they may run beside each other"
 
 
 def test_blocks_run_in_order_in_one_folder(reader: tuple[Path, dict[str, str]]) -> None:

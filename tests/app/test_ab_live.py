@@ -124,6 +124,7 @@ def test_the_version_that_is_clicked_more_wins_though_control_is_killed(interloc
         ledger.close()
 
 
+@pytest.mark.beside
 def test_feedback_is_refused_whole_and_survives_without_control(interlock_home: Path) -> None:
     put_python(interlock_home, "m", "1", 3.0)
     with RunningNode(interlock_home, workers=1) as node:

@@ -39,6 +39,7 @@ class Asker:
         self._connection.close()
 
 
+@pytest.mark.beside
 def test_users_meet_one_version_each_until_a_person_promotes_it(interlock_home: Path) -> None:
     with serving(interlock_home, "pass", workers=2) as (node, ledger, traffic):
         release = ledger.request_release("m", "2", CANARY, time.time(), policy=BY_USER).id

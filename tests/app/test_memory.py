@@ -64,6 +64,7 @@ def test_what_is_just_being_started_is_not_known() -> None:
     assert process_memory(report, None, 1000, lambda pid: 0) is None
 
 
+@pytest.mark.beside
 @pytest.mark.server
 @pytest.mark.timeout(240)
 def test_a_version_that_keeps_100_kb_of_each_request_is_not_promoted(interlock_home: Path) -> None:

@@ -52,6 +52,7 @@ def log_of(home: Path, name: str) -> str:
     return (home / "logs" / f"{name}.log").read_text()
 
 
+@pytest.mark.beside
 def test_a_node_serves_survives_the_death_of_each_process_and_goes_down(home: Path) -> None:
     with RunningNode(home, workers=2) as node:
         node.wait_ready()
@@ -167,6 +168,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None
         assert not (tmp_path / "home" / "logs").exists()
 
 
+@pytest.mark.beside
 def test_a_port_shared_by_another_node_is_in_use_too() -> None:
     first = open_data_sockets("127.0.0.1", 0, 2)
     port = first[0].getsockname()[1]
@@ -187,6 +189,7 @@ def test_a_host_that_is_not_of_this_machine_is_refused() -> None:
         open_admin_socket("192.0.2.1", 0)
 
 
+@pytest.mark.beside
 def test_a_version_that_crashes_on_load_is_given_up_and_a_new_release_tries_again(home: Path) -> None:
     put_python(home, "bad", "1", 1.0, on_load="os._exit(7)")
     with RunningNode(home) as node:
@@ -206,6 +209,7 @@ def test_a_version_that_crashes_on_load_is_given_up_and_a_new_release_tries_agai
         ledger.close()
 
 
+@pytest.mark.beside
 def test_a_version_that_crashes_on_a_request_is_given_up_and_the_others_serve_on(home: Path) -> None:
     with RunningNode(home) as node:
         node.wait_ready()
@@ -242,6 +246,7 @@ def test_every_request_may_leave_a_line_with_its_id(home: Path) -> None:
     assert line["peer"].startswith("127.0.0.1:") and line["bytes_in"] > 50 and line["duration_ms"] > 0
 
 
+@pytest.mark.beside
 def test_what_a_model_starts_dies_with_its_executor(home: Path) -> None:
     put_python(home, "forks", "1", 1.0, on_load=FORKING)
     with RunningNode(home) as node:
@@ -297,6 +302,7 @@ def test_an_app_file_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> N
     assert "unknown port" in node.log.read_text()
 
 
+@pytest.mark.beside
 def test_a_stopped_worker_is_replaced_because_its_heart_does_not_beat(home: Path) -> None:
     with RunningNode(home, workers=2) as node:
         node.wait_ready()
@@ -309,6 +315,7 @@ def test_a_stopped_worker_is_replaced_because_its_heart_does_not_beat(home: Path
         assert "no heartbeat" in node.log.read_text()
 
 
+@pytest.mark.beside
 def test_no_request_fails_while_versions_are_swapped_and_the_node_drains_when_it_leaves(home: Path) -> None:
     with RunningNode(home) as node:
         node.wait_ready()

@@ -100,6 +100,7 @@ def test_the_same_version_passes_and_faults_are_caught_and_nobody_else_hears_of_
         ledger.close()
 
 
+@pytest.mark.beside
 def test_whoever_ends_the_command_its_model_goes(interlock_home: Path) -> None:
     put_python(interlock_home, "m", "1", 3.0)
     with RunningNode(interlock_home) as node:

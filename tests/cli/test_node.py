@@ -141,6 +141,7 @@ def log_of_the_node(home: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_detached_start_that_is_interrupted_leaves_no_node(home: Path, number: int) -> None:
     command = [sys.executable, "-m", "interlock.cli.main", "up", "--detach", *ANY_PORTS]

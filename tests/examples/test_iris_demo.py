@@ -63,17 +63,21 @@ def is_open(url: str) -> bool:
         return probe.connect_ex((at.hostname or "", at.port or 0)) == 0
 
 
+@pytest.mark.beside
 @pytest.mark.server
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("is_whole", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_a_short_demo_swaps_and_releases_without_a_failed_request_and_leaves_nothing(
+def test_a_demo_swaps_and_releases_without_a_failed_request_and_leaves_what_it_says(
     folder: Path, is_whole: bool
 ) -> None:
+    """The short form is kept, and shows how to stop it; the whole one leaves nothing."""
     # What the caller's shell says of other nodes and registries is not for the demo.
     shell = {"INTERLOCK_URL": "http://127.0.0.1:9", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
-    demo = start(folder, *SHORT, *(() if is_whole else ONLY_SWAPS), shell=shell)
+    demo = start(folder, *SHORT, *(() if is_whole else ONLY_SWAPS), keep=not is_whole, shell=shell)
     code = demo.wait(RUN_S)
     said = (folder / "out").read_text()
+    if not is_whole:
+        check_it_goes_on_until_it_is_told(said)
     assert code == 0, said
     for number in ("1", "2"):
         assert re.search(rf"version {number}: onnx, runs inline", said)
@@ -91,9 +95,9 @@ def test_a_short_demo_swaps_and_releases_without_a_failed_request_and_leaves_not
     urls = re.search(r"inference (\S+) +admin (\S+)", said)
     assert urls is not None
     assert not is_open(urls[1]) and not is_open(urls[2])
-    assert not list(folder.glob("il-demo-*"))
     if not is_whole:
         return
+    assert not list(folder.glob("il-demo-*"))
     # Two versions do not deserve it and are caught, a good one is promoted, and no client saw an error.
     assert re.search(r"│ 2 +│ 30 trees: three times as slow +│ rolled back │.*│ 0 +│$", said, re.MULTILINE)
     assert re.search(r"│ 3 +│ fails on 5 % of the irises +│ rolled back │.*│ 0 +│$", said, re.MULTILINE)
@@ -120,7 +124,7 @@ def test_ctrl_c_stops_the_node(folder: Path) -> None:
         demo.wait()
 
 
-@pytest.mark.beside
+@pytest.mark.soak  # its short forms: the test above, and that of `interlock up --detach` in tests/cli/test_node.py
 @pytest.mark.server
 @pytest.mark.timeout(300)
 def test_ctrl_c_during_the_start_leaves_no_node(folder: Path) -> None:
@@ -140,18 +144,11 @@ def mentions(command: list[str] | None, folder: Path) -> bool:
     return any(f"{folder}/il-demo-" in word for word in command or [])
 
 
-@pytest.mark.beside
-@pytest.mark.server
-@pytest.mark.timeout(300)
-def test_keep_leaves_the_node_and_says_how_to_stop_it(folder: Path) -> None:
-    demo = start(folder, "--swaps", "1", *SHORT[2:], *ONLY_SWAPS, keep=True)
-    code = demo.wait(RUN_S)
-    said = (folder / "out").read_text()
+def check_it_goes_on_until_it_is_told(said: str) -> None:
     home = re.search(r"interlock down --home (\S+)", said)
     assert home is not None, said
     node = DemoNode(Path(home[1]))
     try:
-        assert code == 0, said
         asked = ("predict", "iris", "--data", "[[5.1, 3.5, 1.4, 0.2]]")
         assert re.search(r"(?m)^0 ", node.run(*asked))
     finally:
