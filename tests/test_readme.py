@@ -1,5 +1,5 @@
-"""Runs every block of README.md and docs/ in order, as a reader of that file would, in a home of its own, or in
-that of the page which it goes on after."""
+"""Runs every block of README.md and docs/ in order, as a reader of that file would, in a home of its own, or
+in that of the page which it goes on after."""
 
 import os
 import re
@@ -21,7 +21,7 @@ TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MU
 
 
 def chains() -> list[tuple[Path, ...]]:
-    """The pages that run in one home, in order: each that goes on after no other, and those that do after it."""
+    """The pages that run in one home, in order: one that goes on after no other, and those that do after it."""
     first: dict[Path, list[Path]] = {file: [file] for file in FILES}
     for file in FILES:
         if found := AFTER.search(file.read_text()):
