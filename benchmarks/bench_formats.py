@@ -368,10 +368,10 @@ def _outputs(body: bytes) -> dict[str, Array]:
 def _request(node: Node, name: str, version: Version, rows: Array) -> Request:
     (given,) = version.signature.inputs
     array = np.asarray(rows, DATATYPES[given.datatype])
-    parts, length = encode([Sent(given.name, given.datatype, array)], None, None)
-    headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(length)}
+    sent = encode([Sent(given.name, given.datatype, array)], None, None)
+    headers = {name.decode(): value.decode() for name, value in sent.headers}
     url = node.url(f"/v2/models/{_served(name)}/infer")
-    return Request(url, b"".join(bytes(part) for part in parts), headers)
+    return Request(url, b"".join(bytes(part) for part in sent.parts), headers)
 
 
 def _version(node: Node) -> Version:

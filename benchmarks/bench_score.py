@@ -5,6 +5,7 @@ Bare: one process a core, each with an ONNX Runtime session of one thread and it
 as float32, in the batch size that was fastest; nothing is read or written. Ours: the whole command, from
 start to exit, which reads Parquet and writes Parquet; `steady` is its rate without what a run of one row
 takes. Memory is the proportional set size of all processes of the command, less that of the bare processes.
+At last the command is killed (SIGKILL) half-way and given again: the output has to be the same to the byte.
 """
 
 import argparse
@@ -75,6 +76,7 @@ class Result(msgspec.Struct, frozen=True):
     bare_mb: float
     score_mb: float
     beyond_model_mb: float
+    resumed_rows: int
 
 
 def main() -> None:
@@ -103,6 +105,7 @@ def main() -> None:
             rates.append(rows / seconds)
             steady.append(rows / (seconds - started_s))
             score_bytes = max(score_bytes, held)
+        resumed = killed_and_resumed(work)
         pairs = zip(rates, bare_rates, strict=True), zip(steady, bare_rates, strict=True)
         ratio, steady_ratio = (statistics.median(ours / theirs for ours, theirs in pair) for pair in pairs)
         result = Result(
@@ -119,6 +122,7 @@ def main() -> None:
             round(bare_bytes / 1e6, 1),
             round(score_bytes / 1e6, 1),
             round((score_bytes - bare_bytes) / 1e6, 1),
+            resumed,
         )
     print(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())
     if not options.no_record:
@@ -205,18 +209,50 @@ def scored(work: Path, name: str) -> tuple[float, int]:
     """Seconds of the whole command, and the most bytes that its processes held together."""
     output = work / "out.parquet"
     output.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "interlock.cli.main", "score", "fraud@1", str(work / name), str(output)]
     began_s = time.monotonic()
-    command = subprocess.Popen(
+    command = started(work, name, output)
+    with watched(command.pid) as most:
+        ended(command)
+    return time.monotonic() - began_s, max(most)
+
+
+def killed_and_resumed(work: Path) -> int:
+    """How many rows a run that was killed half-way handed on to the next.
+
+    Raises: RuntimeError if the output is not what a run that nobody disturbed made.
+    """
+    output = work / "again.parquet"
+    command = started(work, "rows.parquet", output)
+    parts, plan = work / f".{output.name}.parts", 0
+    while not plan or len(list(parts.glob("*.arrow"))) < plan / 2:
+        if command.poll() is not None:
+            raise RuntimeError("it ended before it was half-way")
+        if (parts / "plan.json").exists():
+            said = json.loads((parts / "plan.json").read_bytes())
+            plan = -(-said["rows"] // said["part_rows"])
+        time.sleep(0.002)
+    command.kill()
+    command.communicate()
+    resumed = int(ended(started(work, "rows.parquet", output))["resumed_rows"])
+    if not resumed or output.read_bytes() != (work / "out.parquet").read_bytes():
+        raise RuntimeError(f"killed half-way and resumed after {resumed} rows it made another output")
+    return resumed
+
+
+def started(work: Path, name: str, output: Path) -> "subprocess.Popen[bytes]":
+    """The command, under way."""
+    argv = [sys.executable, "-m", "interlock.cli.main", "score", "fraud@1", str(work / name), str(output)]
+    return subprocess.Popen(
         [*argv, "--home", str(work / "home"), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    with watched(command.pid) as most:
-        out, error = command.communicate(timeout=600)
-    seconds = time.monotonic() - began_s
+
+
+def ended(command: "subprocess.Popen[bytes]") -> Any:
+    """Its report. Raises: RuntimeError with its words if it failed."""
+    out, error = command.communicate(timeout=600)
     if command.returncode:
         raise RuntimeError(error.decode())
-    json.loads(out)
-    return seconds, max(most)
+    return json.loads(out)
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def write_forest_skops(folder: Path) -> Array:
 def native_skops(folder: Path) -> Call:
     import skops.io
 
-    call: Call = skops.io.load(folder / "model.skops").predict_proba
+    path = folder / "model.skops"  # which this program wrote
+    call: Call = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path)).predict_proba
     return call
 
 

@@ -1,13 +1,22 @@
 """Owns what tests of every folder share: a home of their own, and the foreign clients' interpreters."""
 
 import os
+import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Two processes test on two cores: where each has a thread per core, they spin and wait for each other. Before
+# the libraries are imported, which read it then. Children that run models have it from Interlock anyhow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `make test &` in a script ignores SIGINT, which all children inherit: none of ours could be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No wall-clock deadline per example: on a busy machine it fails for the neighbour's sake. pytest's holds.
 # In CI the examples are the same each time, so that whether a change lands is not left to chance.
@@ -25,13 +34,22 @@ ELSEWHERE = frozenset({"kserve_python", "models_python"})
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+ALL_SLOW = re.compile(r"(?m)^pytestmark = .*pytest\.mark\.(slow|soak|server)\b")
+"""Of a module of which `make check` runs no test."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the modules without a server test where only those are asked for: to import them all takes
-    longer than most tests."""
-    if not config.getoption("markexpr").startswith("server") or collection_path.suffix != ".py":
+    """Leave out the modules without a test of those that are asked for: to import them all, and what they
+    import, takes longer than most tests."""
+    if collection_path.suffix != ".py" or "tests" not in collection_path.parts:
         return None
-    text = collection_path.read_text()
-    return None if any(word in text for word in ("mark.server", *ELSEWHERE)) else True
+    wanted = config.getoption("markexpr")
+    if wanted.startswith("server"):
+        text = collection_path.read_text()
+        return None if any(word in text for word in ("mark.server", *ELSEWHERE)) else True
+    if "not slow" in wanted:
+        return True if ALL_SLOW.search(collection_path.read_text()) else None
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -1,11 +1,11 @@
-"""Holds what a worker's imports cost: no registry, database or web framework, and under 0.3 s.
+"""Holds what a worker's imports cost: no registry, database or web framework, and little time.
 
 A worker that is killed must be back at once, and many of them share one node's memory. Control and the
 command line may import what they like.
 """
 
 import importlib.util
-import statistics
+import os
 import subprocess
 import sys
 
@@ -28,8 +28,8 @@ CONTROL_ONLY += [
 # What makes versions fail on purpose is imported when a self-test loads one.
 CONTROL_ONLY += ["interlock.runtime.fault"]
 
-LIMIT_S = 0.3
-RUNS = 5
+LIMIT = 1.25
+"""Of what NumPy and ONNX Runtime cost, which no worker can do without; the measured share is 0.6."""
 
 
 def loaded_of(wanted: list[str], imported: str) -> list[str]:
@@ -39,19 +39,29 @@ def loaded_of(wanted: list[str], imported: str) -> list[str]:
     return done.stdout.split()
 
 
-def cost_s(imported: str) -> float:
-    """Processor seconds that a fresh interpreter takes to import `imported` after ONNX Runtime and NumPy.
-
-    Processor time, not wall time: a busy machine does not make an import slower by this clock.
-    """
+def cost_s(imported: str, before: str = "") -> float:
+    """Processor seconds that a fresh interpreter takes to import `imported`, after the statement `before`."""
     code = (
-        "import time, numpy, onnxruntime\n"
+        f"import time\n{before}\n"
         "started = time.process_time()\n"
         f"import {imported}\n"
         "print(time.process_time() - started)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    compiled = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # else each run compiles all of ours anew
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=compiled, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
+
+
+def share_of_floor(imported: str, runs: int) -> float:
+    """What importing `imported` costs beyond NumPy and ONNX Runtime, as a share of what these cost.
+
+    The least of so many runs, in turns: a machine that is busy with something else slows both clocks.
+    """
+    floor = "numpy, onnxruntime"
+    costs = [(cost_s(imported, f"import {floor}"), cost_s(floor)) for _ in range(runs)]
+    return min(own for own, _ in costs) / min(both for _, both in costs)
 
 
 def test_a_worker_imports_nothing_of_the_control_plane() -> None:
@@ -60,8 +70,8 @@ def test_a_worker_imports_nothing_of_the_control_plane() -> None:
 
 @pytest.mark.slow
 def test_a_worker_is_imported_quickly() -> None:
-    median_s = statistics.median(cost_s(DATA_PLANE) for _ in range(RUNS))
-    assert median_s < LIMIT_S, f"{DATA_PLANE}: {median_s:.3f} s of processor time, the limit is {LIMIT_S} s"
+    share = share_of_floor(DATA_PLANE, 4)
+    assert share < LIMIT, f"{DATA_PLANE} takes {share:.2f} times what its floor takes, the limit is {LIMIT}"
 
 
 @pytest.mark.slow
@@ -72,4 +82,4 @@ def test_the_check_sees_what_is_imported(heavy: str) -> None:
 
 @pytest.mark.slow
 def test_the_clock_sees_a_slow_import() -> None:
-    assert cost_s("fastapi") > 10 * cost_s("colorsys")
+    assert share_of_floor(f"{DATA_PLANE}, fastapi, sqlalchemy", 1) > LIMIT

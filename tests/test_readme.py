@@ -21,7 +21,7 @@ TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MU
 
 
 def chains() -> list[tuple[Path, ...]]:
-    """The pages that run in one home, in order: one that goes on after no other, and what does after it."""
+    """The pages that run in one home, in order: one that follows no other, then those that follow it."""
     first: dict[Path, list[Path]] = {file: [file] for file in FILES}
     for file in FILES:
         if found := AFTER.search(file.read_text()):

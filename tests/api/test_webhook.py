@@ -15,6 +15,8 @@ from interlock.operations.context import Context
 from tests.api.servers import Served, served
 from tests.operations.homes import a_home, a_node, a_report
 
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
+
 SECRET = "a secret of enough characters"
 BODY = json.dumps({"entity": "model_version_alias", "data": {"name": "größe"}})
 NOW_S = 1_800_000_000.0

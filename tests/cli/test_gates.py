@@ -14,6 +14,8 @@ from interlock.cli.main import cli
 from tests.app.nodes import put_onnx
 from tests.operations.versions import put_sklearn, put_slow
 
+pytestmark = pytest.mark.slow  # for those who share the versions, made once
+
 
 def run(*words: str) -> Result:
     return CliRunner().invoke(cli, list(words))
@@ -66,7 +68,6 @@ def gate(home: Path, version: str, data: str, *words: str) -> Result:
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_an_equal_version_passes_within_its_budgets(cancer: Path, tmp_path: Path) -> None:
     report, junit = tmp_path / "gate.json", tmp_path / "gate.xml"
     budgets = ("--max-size-mb", "1", "--max-latency-ms", "5000", "--max-latency-ratio", "3")
@@ -85,7 +86,6 @@ def test_an_equal_version_passes_within_its_budgets(cancer: Path, tmp_path: Path
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_a_worse_version_ends_with_1_and_says_where(cancer: Path, tmp_path: Path) -> None:
     junit = tmp_path / "gate.xml"
     found = gate(cancer, "3", "holdout.csv", "--json", "--junit", str(junit))
@@ -103,7 +103,6 @@ def test_a_worse_version_ends_with_1_and_says_where(cancer: Path, tmp_path: Path
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_few_rows_are_undecided_with_2_and_told_how_many_would_do(cancer: Path) -> None:
     found = gate(cancer, "2", "small.csv")
     assert found.exit_code == 2, found.output
@@ -112,7 +111,6 @@ def test_few_rows_are_undecided_with_2_and_told_how_many_would_do(cancer: Path) 
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_a_version_with_another_input_is_worse_without_an_answer(cancer: Path) -> None:
     found = gate(cancer, "4", "small.csv", "--json")
     assert found.exit_code == 1, found.output
@@ -153,7 +151,6 @@ def test_the_exit_codes_of_other_commands_are_as_they_were(interlock_home: Path)
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_a_fast_version_keeps_its_p99_and_nothing_of_its_home_changes(
     interlock_home: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +173,6 @@ def test_a_fast_version_keeps_its_p99_and_nothing_of_its_home_changes(
 
 @pytest.mark.server
 @pytest.mark.beside
-@pytest.mark.slow
 def test_a_slow_python_model_does_not_and_ends_with_1(interlock_home: Path) -> None:
     put_slow(interlock_home, "slow", "1")
     load = ("--rps", "12", "--p99", "200ms", "--duration", "2s", "--warm-up", "0s")

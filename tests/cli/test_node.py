@@ -278,3 +278,11 @@ def test_the_longest_name_in_four_byte_letters_goes_all_the_way(home: Path, tmp_
     assert max(len(file.encode()) for file in files) <= 255
     processes = json.loads(good("status", "--json"))["node"]["processes"]
     assert sum(p["report"]["process"].startswith("x-") and p["report"]["ready"] for p in processes) == 1
+    # The model puts its own byte behind the one that says that a text is missing.
+    none = good("predict", name, "--data", '{"x": [[3, 1]], "word": [null]}', "--json")
+    assert json.loads(none)["outputs"][1]["data"] == ["\\xff\\xff"]
+    # A whole request goes as it is written; the server says what is wrong with it.
+    word = {"name": "word", "datatype": "BYTES", "shape": [1, 1], "data": ["ä"]}
+    x = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [3, 1]}
+    refused = run("predict", name, "--data", json.dumps({"inputs": [x, word]}))
+    assert refused.returncode == 1 and "got datatype FP32; the signature wants FP16" in refused.stderr

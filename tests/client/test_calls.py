@@ -148,6 +148,7 @@ def test_fifty_threads_share_one_client(node: Node) -> None:
         assert all(pool.map(ask, range(500)))
 
 
+@pytest.mark.slow
 async def test_two_hundred_tasks_share_one_client_and_some_leave(node: Node) -> None:
     async with interlock.AsyncClient(f"http://127.0.0.1:{node.port}", connections=20) as shared:
 

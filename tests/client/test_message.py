@@ -53,9 +53,10 @@ def test_the_codec_reads_what_is_written_and_its_answer_is_read(datatype: str) -
     spec = TensorSpec("a", datatype, (-1, -1))
     codec = Codec("m", "3", Signature((spec,), (TensorSpec("b", datatype, (-1, -1)),)))
     array = values(datatype)
-    parts, length = encode([Sent("a", datatype, array)], None, "mine")
+    request = encode([Sent("a", datatype, array)], None, "mine")
+    length = int(dict(request.headers)[message.JSON_LENGTH])
     assert length % 8 == 0
-    inputs, rows, answer, client_id, _ = codec.decode(b"".join(parts), length)
+    inputs, rows, answer, client_id, _ = codec.decode(b"".join(request.parts), length)
     assert (rows, client_id) == (2, "mine")
     read = inputs["a"]
     assert isinstance(read, np.ndarray)
@@ -87,7 +88,7 @@ def test_the_first_tensor_of_an_answer_is_read_where_it_lies(name: str) -> None:
 
 def test_an_input_that_is_row_major_is_not_copied() -> None:
     array = np.ones((3, 4), np.float32)
-    parts, _ = encode([Sent("a", "FP32", array)], ["b"], None)
+    parts = encode([Sent("a", "FP32", array)], ["b"], None).parts
     assert np.shares_memory(np.frombuffer(parts[1], np.uint8), array)
     assert json.loads(bytes(parts[0]))["outputs"] == [{"name": "b", "parameters": {"binary_data": True}}]
 

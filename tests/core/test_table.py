@@ -118,3 +118,16 @@ def test_a_number_too_large_for_the_float_is_named_and_infinity_stays() -> None:
     with pytest.raises(DatatypeMismatch, match=r"column 'age': value 1e\+300 in row 1 does not fit FP32"):
         cast("age", np.array([1.0, 1e300]), "FP32")
     assert cast("age", np.array([np.inf, -np.inf]), "FP32").tolist() == [np.inf, -np.inf]
+
+
+def test_texts_become_integers_whole_and_truths_in_any_case() -> None:
+    big = [2**53 + 1, -(2**63), 2**63 - 1]
+    for values in ([f" {number}" for number in big], [b"%d" % number for number in big]):
+        assert cast("n", np.array(values, object), "INT64").tolist() == big
+    assert cast("n", np.array(["18446744073709551615"]), "UINT64").tolist() == [2**64 - 1]
+    assert cast("n", np.array(["2.0", "3"], object), "INT64").tolist() == [2, 3]
+    for text in ("256", "-1", "2.5", ""):
+        with pytest.raises(DatatypeMismatch, match="in row 1 does not fit UINT8"):
+            cast("n", np.array(["1", text], object), "UINT8")
+    words = np.array(["TRUE", " false", "1", b"0"], object)
+    assert cast("b", words, "BOOL").tolist() == [True, False, True, False]

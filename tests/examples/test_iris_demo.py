@@ -124,7 +124,7 @@ def test_ctrl_c_stops_the_node(folder: Path) -> None:
         demo.wait()
 
 
-# Its short forms: the test above, and that of an interrupted `up --detach` in tests/cli/test_node.py.
+# Its short forms: the test above, and that of `interlock up --detach` in tests/cli/test_node.py.
 @pytest.mark.soak
 @pytest.mark.server
 @pytest.mark.timeout(300)

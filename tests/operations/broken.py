@@ -253,6 +253,9 @@ CASES: dict[str, Case] = {
         ("exit code 3", "in the check 'many rows'"),
         GIVEN,
     ),
+    "it leaves when loaded": Case(
+        on_load("os._exit(6)"), CheckFailed, ("exit code 6", "while it was loaded"), GIVEN
+    ),
     "it breaks the memory at row 7": Case(
         python(f"if (i['x'][:, 0] == 21).any(): ctypes.string_at(0)\n{SUM}"),
         CheckFailed,
@@ -369,6 +372,9 @@ CASES: dict[str, Case] = {
     ),
     "half of a skops file": Case(half(skops), LoadFailed, ("cut.skops", "or not whole", "save the model")),
     "a zip bomb": Case(bomb, LoadFailed, ("83,886,080 bytes, the limit is 67,108,864",), None, TRUST),
+    "not fitted": Case(
+        lambda _: LinearRegression(), LoadFailed, ("cannot predict from floats", "not fitted yet"), X
+    ),
     "fitted on other columns": Case(
         lambda _: LinearRegression().fit(X, ROWS[:, 0]),
         CheckFailed,

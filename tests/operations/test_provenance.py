@@ -9,7 +9,9 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
@@ -23,6 +25,8 @@ from interlock.operations.register import Registered, register
 from interlock.operations.resolve import resolve
 from interlock.registry.mlmodel import packed
 from tests.operations.repositories import repository
+
+pytestmark = pytest.mark.slow  # MLflow alone takes seconds to import
 
 X, Y = load_iris(return_X_y=True)
 ROWS = reference.of({"input": X.astype(np.float32)}, Y)
@@ -50,7 +54,6 @@ def npz(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_training_run_gets_a_child_that_mlflow_reads(
     ctx: Context, tracking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,11 +127,24 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+LINE = LinearRegression().fit(X, Y)
+
+
 def registered(ctx: Context, **options: Any) -> Registered:
-    return register(ctx, "price", LinearRegression().fit(X, Y), **options)
+    """`LINE` as a graph, whose registration loads nothing of scikit-learn."""
+    return register(ctx, "price", line(), **options)
 
 
-@pytest.mark.slow
+def line() -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1])
+    slopes = helper.make_tensor("slopes", TensorProto.FLOAT, [4, 1], LINE.coef_)
+    at_zero = helper.make_tensor("at_zero", TensorProto.FLOAT, [1], [LINE.intercept_])
+    node = helper.make_node("Gemm", ["input", "slopes", "at_zero"], ["y"])
+    graph = helper.make_graph([node], "line", [x], [y], [slopes, at_zero])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
 def test_a_run_of_another_store_is_noted_and_a_slip_is_refused_before_any_work(
     ctx: Context, tmp_path: Path, tracking: str
 ) -> None:
@@ -180,12 +196,9 @@ def test_arrays_have_the_digest_of_their_values() -> None:
     assert provenance.digest_of_arrays({"x": np.asfortranarray(X)}, Y) in digests
 
 
-@pytest.mark.slow
 def test_a_table_has_names_and_types_in_mlflow(tmp_path: Path, ctx: Context) -> None:
     """One tensor of columns, and an input for each: a client of MLflow reads the columns of both."""
-    import onnx
     import pandas
-    from onnx import TensorProto, helper
 
     kinds = TensorProto.FLOAT, TensorProto.INT64
     whole = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2])
@@ -240,13 +253,11 @@ def test_a_model_with_a_folder_of_our_name_is_refused(tmp_path: Path) -> None:
         raise AssertionError("it was packed")
 
 
-@pytest.mark.slow
 def test_metrics_are_those_of_the_files_that_will_be_served(ctx: Context) -> None:
     done = registered(ctx, data=reference.of({"input": X}, Y.astype(float)))
     assert done.provenance is not None and (found := done.provenance.quality) is not None
     assert found.task == "regression" and found.rows == 150
-    wanted = LinearRegression().fit(X, Y).score(X, Y)
-    assert found.metrics["r2"] == pytest.approx(wanted, abs=1e-5)
+    assert found.metrics["r2"] == pytest.approx(LINE.score(X, Y), abs=1e-5)
     version, folder = done.version, artifact_path(ctx.home, done.version.digest)
     gone = reference.of({"other": X}, Y)
     reasons = provenance.measure(folder, version, gone)
@@ -263,7 +274,6 @@ def changed(version: Version, **able: Any) -> Version:
     return msgspec.structs.replace(version, capabilities=capabilities)
 
 
-@pytest.mark.slow
 def test_from_the_command_line_nothing_of_mlflows_is_needed_for_the_code(tmp_path: Path) -> None:
     """A process that never imported MLflow has no active run, and gathering does not import it."""
     code = (
@@ -274,7 +284,6 @@ def test_from_the_command_line_nothing_of_mlflows_is_needed_for_the_code(tmp_pat
     assert done.stdout == "False\n", done.stderr
 
 
-@pytest.mark.slow
 def test_what_plain_mlflow_code_registered_is_shown_as_far_as_it_goes(
     ctx: Context, tracking: str, tmp_path: Path
 ) -> None:

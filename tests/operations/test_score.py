@@ -1,6 +1,5 @@
 """Holds batch scoring: one answer for each row, the same as online, whenever the run is killed."""
 
-import json
 import os
 import pickle
 import random
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlock import Client
 from interlock.core.errors import ConfigError, InputMismatch, ModelFailed
 from interlock.core.model import (
     Capabilities,
@@ -32,6 +32,8 @@ from interlock.operations.score import score
 from interlock.operations.score_batch import ScoreBatch
 from interlock.operations.score_columns import columns_kept, columns_wanted, inputs_of, table_of
 from interlock.operations.score_parts import Parts, Plan, chunks, rows_a_part
+from interlock.runtime.sklearn import signature_of
+from interlock.runtime.table import OPTION, Table
 from tests.app.nodes import RunningNode, put_onnx
 
 pa = pytest.importorskip("pyarrow")
@@ -141,6 +143,40 @@ def test_inputs_by_name(shape: tuple[int, ...], column: Any, wanted: Any) -> Non
     signature = Signature((TensorSpec("x", "FP32", shape),), ())
     found = inputs_of(signature, pa.table({"x": column}))["x"]
     assert found.dtype == np.float32 and found.tolist() == wanted
+
+
+@given(
+    st.sampled_from([pa.int8(), pa.uint16(), pa.int64(), pa.float16(), pa.float32(), pa.float64()]),
+    st.lists(st.lists(st.none() | st.integers(0, 100), max_size=20), max_size=4),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_numbers_are_those_that_arrow_would_give(
+    kind: Any, chunked: list[list[int | None]], start: int, stop: int
+) -> None:
+    """Slices, chunks, missing numbers; without pandas, which Arrow's own way imports."""
+    parts = [pa.array(part, pa.int64()).cast(kind) for part in chunked]
+    column = pa.chunked_array(parts, kind).slice(start, stop)
+    signature = Signature((TensorSpec("x", "FP64", (-1, 1)),), ())
+    found = inputs_of(signature, pa.table({"x": column}))["x"]
+    wanted = [float("nan") if value is None else float(value) for value in column.to_pylist()]
+    assert np.array_equal(found[:, 0], np.array(wanted, float), equal_nan=True)
+
+
+def test_numbers_are_read_and_written_without_what_is_slow_to_import() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from interlock.core.model import Signature, TensorSpec\n"
+        "from interlock.operations.arrow import pyarrow as pa\n"
+        "from interlock.operations.score_columns import inputs_of, table_of\n"
+        "specs = (TensorSpec('a', 'FP32', (-1, 1)), TensorSpec('b', 'INT64', (-1, 2)))\n"
+        "group = {'a': np.ones((2, 1), 'f4'), 'b': np.ones((2, 2), 'i8')}\n"
+        "made = table_of(Signature((), specs), [group] * 2)\n"
+        "assert inputs_of(Signature((specs[0],), ()), made.select(['a']))['a'].tolist() == [[1]] * 4\n"
+        "print([name for name in ('pandas', 'pyarrow.compute') if name in sys.modules])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "[]\n", said.stderr
 
 
 def test_outputs_keep_their_shapes_and_texts() -> None:
@@ -297,23 +333,63 @@ class TestRuns:
         assert said == ["starting anew: the input changed since the run before"] and done.resumed_rows == 0
 
     def test_row_by_row_it_answers_as_a_node_does(self, interlock_home: Path, tmp_path: Path) -> None:
-        version = put_onnx(interlock_home, "m", "1", 3.0)
-        x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
-        pq.write_table(pa.table({"x": list(x)}), tmp_path / "in.parquet")
+        """An ONNX graph in the worker; texts in Python, and scikit-learn as it is kept, in executors."""
+        put_onnx(interlock_home, "m", "1", 3.0)
+        x = np.random.default_rng(0).normal(size=(60, 2))
+        pq.write_table(pa.table({"x": list(x.astype(np.float32))}), tmp_path / "m.parquet")
+        a_file(tmp_path / "fåre.parquet", 60)
+        pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1]}), tmp_path / "kept.parquet")
         with opened(interlock_home) as context:
-            context.ledger.request_release("m", "1", "now", time.time())
-            score(context, "m", "1", tmp_path / "in.parquet", tmp_path / "out.parquet")
-        found = pq.read_table(tmp_path / "out.parquet")["y"].to_pylist()
+            put_words(context)
+            put_kept(context, x)
+            for name in ("m", "fåre", "kept"):
+                context.ledger.request_release(name, "1", "now", time.time())
+                score(context, name, "1", tmp_path / f"{name}.parquet", tmp_path / f"{name}-out.parquet")
         with RunningNode(interlock_home) as node:
             node.wait_ready()
-            for row in range(60):
-                data = {
-                    "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": x[row].tolist()}]
-                }
-                path = f"/v2/models/m/versions/{version.number}/infer"
-                status, body = node._call(node.node.http_port, "POST", path, json.dumps(data).encode())
-                assert status == 200, body
-                assert np.float32(json.loads(body)["outputs"][0]["data"]).tolist() == found[row]
+            client = Client(f"http://127.0.0.1:{node.node.http_port}")
+            for name in ("m", "fåre", "kept"):
+                given_rows = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+                found = pq.read_table(tmp_path / f"{name}-out.parquet").to_pylist()
+                for sent, offline in zip(given_rows, found, strict=True):
+                    data = {column: [value] for column, value in sent.items() if column != "id"}
+                    online = client.predict(name, data).outputs
+                    answer = {output: array.tolist()[0] for output, array in online.items()}
+                    if name == "kept":  # BLAS adds up the columns of one row and of many in another order
+                        exact, offline["probabilities"] = offline["probabilities"], None
+                        assert answer["probabilities"] == pytest.approx(exact, abs=1e-12)
+                        answer["probabilities"] = None
+                    assert answer == offline
+            client.close()
+
+
+def put_kept(ctx: Context, x: Any) -> None:
+    """A scikit-learn model of two columns, recorded as registration keeps it."""
+    from sklearn.linear_model import LogisticRegression
+    from skops.io import dump
+
+    estimator = LogisticRegression().fit(x, x[:, 0] > x[:, 1] ** 2)
+    folder = ctx.home / "artifacts" / "new"
+    folder.mkdir(parents=True)
+    dump(estimator, folder / "model.skops")
+    digest = digest_of(folder)
+    folder.rename(artifact_path(ctx.home, digest))
+    columns = Table((("a", "FP64"), ("b", "FP64")))
+    signature = signature_of(estimator, None, "FP64", columns)
+    options = {"input_datatype": "FP64", OPTION: columns}
+    ctx.ledger.put_version(
+        Version(
+            "kept",
+            "1",
+            digest,
+            "sklearn",
+            "model.skops",
+            signature,
+            placement=Placement.EXECUTOR,
+            options=options,
+        ),
+        time.time(),
+    )
 
 
 def command(home: Path, folder: Path) -> list[str]:

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,19 +17,17 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from interlock.codec.v2infer import Codec
-from interlock.core.model import Signature, Tensors, Version
+from interlock.core.model import Tensors, Version, artifact_path
 from interlock.core.table import conform
 from interlock.operations import reference
-from interlock.operations.artifact import save_estimator
 from interlock.operations.context import open_context
 from interlock.operations.register import register
 from interlock.runtime import check as check_module
 from interlock.runtime import convert
 from interlock.runtime.catalog import runtime_of
-from interlock.runtime.check import check
-from interlock.runtime.prepare import prepare
 from interlock.runtime.protocol import Loaded
-from interlock.runtime.table import OPTION, table_of
+from interlock.runtime.table import table_of
+from tests.runtime.prepared import prepared
 
 pytestmark = pytest.mark.slow
 
@@ -78,22 +75,6 @@ def fitted(frame: pd.DataFrame) -> Any:
     return model.fit(frame, np.random.default_rng(1).normal(size=ROWS))
 
 
-def as_version(frame: pd.DataFrame, model: Any, folder: Path) -> tuple[Version, Loaded]:
-    """What the process of a registration does, without the process."""
-    came, out = folder / "came", folder / "out"
-    came.mkdir()
-    out.mkdir()
-    rows = reference.of(frame)
-    options = {**save_estimator(model, came), OPTION: msgspec.to_builtins(rows.table)}
-    draft = Version("m", "1", "", "sklearn", "model.skops", Signature((), ()), options=options)
-    made = prepare(came, draft, rows.inputs, out)
-    draft = msgspec.structs.replace(draft, runtime=made.runtime, entry=made.entry, options=made.options)
-    report = check(out, draft, rows.inputs)
-    assert report.failures == ()
-    version = msgspec.structs.replace(draft, signature=report.signature)
-    return version, runtime_of(version.runtime).load(out, version)
-
-
 def forms(version: Version, frame: pd.DataFrame) -> dict[str, Tensors]:
     """The same rows as columns, as one table, and as JSON."""
     plain = {
@@ -137,10 +118,10 @@ def test_any_columns_in_any_form(frame: pd.DataFrame) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(convert, "RACE_S", 0.0)
         patch.setattr(check_module, "MEASURED_ROWS", (1, 8))
-        version, loaded = as_version(frame, model, Path(folder))
-        same(version, loaded, model, frame)
-        same(version, loaded, model, frame.iloc[:1])
-        loaded.close()
+        made = prepared(model, Path(folder), reference.of(frame))
+        same(made.version, made.loaded, model, frame)
+        same(made.version, made.loaded, model, frame.iloc[:1])
+        made.loaded.close()
 
 
 def test_one_of_them_through_a_registration(home_with_store: Path) -> None:
@@ -148,7 +129,9 @@ def test_one_of_them_through_a_registration(home_with_store: Path) -> None:
     frame = pd.DataFrame({f"{kind} é": column(kind, random, True) for kind in KINDS})
     model = fitted(frame)
     context = open_context(home_with_store)
-    version = register(context, "m", model, data=reference.of(frame)).version
-    folder = context.home / "artifacts" / version.digest.removeprefix("sha256:")
+    done = register(context, "m", model, data=reference.of(frame))
+    assert done.conversion is not None and done.conversion.rows >= 4000
+    version, folder = done.version, artifact_path(context.home, done.version.digest)
+    assert version.signature.columns == tuple(frame.columns)
     same(version, runtime_of(version.runtime).load(folder, version), model, frame)
     context.close()

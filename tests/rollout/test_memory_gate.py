@@ -52,6 +52,7 @@ def sawtooth(runs: npt.NDArray[np.int64], period: float, phase: float, rng: np.r
     return 100 * MB + swing + rng.normal(0.0, MB, len(runs))
 
 
+@pytest.mark.slow
 def test_an_allocator_that_swings_by_a_tenth_is_never_held() -> None:
     rng = np.random.default_rng(1)
     for _ in range(examples(150)):

@@ -111,6 +111,10 @@ def onnx(desk: Path) -> None:
             made.runtime == "catboost" and made.conversion is not None and said in made.conversion.reason
         ), made
         assert [path.name for path in (desk / name / "out").iterdir()] == ["model.cbm"]
+    draft, stopped = version("catboost", "model.cbm", kind="CatBoostRegressor"), folder_of(desk, "stopped")
+    cat(stopped, poisson, draft.entry, kind="CatBoostRegressor")
+    made = prepare(stopped, draft, {"*": ROWS}, stopped / "out", lambda: "it was given up")
+    assert made.conversion is not None and made.conversion.reason == "kept as CatBoost: it was given up"
     refused(lambda: prepared(desk, "poisson", ROWS[:, :5]), CheckFailed, "have 5 columns")
 
 

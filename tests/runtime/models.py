@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import skops.io
 from onnx import TensorProto, helper
 from sklearn.datasets import load_iris
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
@@ -14,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from interlock.core.model import Signature, Version
+from interlock.runtime.sklearn import skops_io
 
 X, Y = load_iris(return_X_y=True)
 WORDS = np.array(["setosa", "versicolor", "virginica"])
@@ -107,7 +107,7 @@ class Doubler:
 
 def _skops(estimator: Any, target: Any) -> Callable[[Path], Version]:
     def write(folder: Path) -> Version:
-        skops.io.dump(estimator.fit(X, target), folder / "model.skops")
+        skops_io().dump(estimator.fit(X, target), folder / "model.skops")
         return version("sklearn", "model.skops")
 
     return write
@@ -192,3 +192,11 @@ MODELS: dict[str, Callable[[Path], Version]] = {
     "Keras with two inputs": _keras,
     "a Hugging Face classifier": _huggingface,
 }
+
+LARGE = frozenset(
+    [
+        *("iris logistic regression", "iris gradient boosting", "iris MLP with words", "a regressor"),
+        *("a PyTorch program", "Keras with two inputs", "a Hugging Face classifier"),
+    ]
+)
+"""Those whose packages take seconds to import."""

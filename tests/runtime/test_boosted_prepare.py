@@ -144,6 +144,18 @@ def test_a_graph_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch:
     assert made.runtime == "lightgbm" and "onnx" not in made.options
 
 
+@pytest.mark.parametrize("name", ["xgboost: two classes", "lightgbm: three classes"])
+def test_a_conversion_that_was_given_up_is_not_tried(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    case = CASES[name](tmp_path)
+    data = {"*": case.inputs["input"]}
+    made = prepare(tmp_path, case.version, data, tmp_path / "out", lambda: "it was given up")
+    assert made.conversion is not None and not made.conversion.converted
+    assert made.conversion.reason.startswith("kept as ") and made.conversion.reason.endswith("given up")
+    assert made.runtime == case.version.runtime and "onnx" not in made.options
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [case.version.entry]
+
+
 def test_data_that_do_not_fit_the_model_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

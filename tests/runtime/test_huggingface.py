@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from interlock.core.errors import DatatypeMismatch, LoadFailed, ShapeMismatch, UntrustedArtifact
+from interlock.operations.files import copy
 from interlock.runtime import huggingface_files
 from interlock.runtime.check import check
 from interlock.runtime.huggingface import Huggingface
@@ -107,7 +108,8 @@ def test_only_what_is_read_is_copied(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", config=BERT)
     for name in ("pytorch_model.bin", "tf_model.h5", "README.md", "model.safetensors"):
         (source / name).touch()
-    huggingface_files.copy(source, tmp_path / "copy")
+    (tmp_path / "copy").mkdir()
+    copy(source, tmp_path / "copy", huggingface_files.LEFT_OUT)
     assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == [
         "config.json",
         "model.onnx",

@@ -67,7 +67,8 @@ class Pair(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined,misc]
         return {"both": (model_input["a"] * model_input["b"]).sum(axis=1)}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+# MLflow alone takes seconds to import.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 COLUMNS = Schema(
     [

@@ -17,7 +17,7 @@ from interlock.core.errors import CheckFailed, InterlockError, LoadFailed, Shape
 from interlock.core.model import Signature, TensorSpec
 from interlock.runtime import pickles, torch_files, torch_program
 from interlock.runtime.check import check
-from interlock.runtime.prepare import Prepared
+from interlock.runtime.prepare import Begin, Prepared, allowed
 from interlock.runtime.torch import Torch, TorchModel, program_call
 from interlock.runtime.torch_prepare import prepare
 from tests.runtime import models
@@ -115,12 +115,12 @@ def test_what_cannot_be_exported_is_refused_with_the_remedy(module: Any, rows: A
         torch_program.export(module, rows)
 
 
-def prepared(folder: Path, rows: Any) -> Prepared:
+def prepared(folder: Path, rows: Any, begin: Begin = allowed) -> Prepared:
     """What comes of `folder / "model.pt2"`, in `folder / "out"`."""
     version = models.version("torch", "model.pt2")
     before = torch.get_num_threads()
     try:
-        return prepare(folder, version, rows, folder / "out")
+        return prepare(folder, version, rows, folder / "out", begin)
     finally:
         torch.set_num_threads(before)
 
@@ -129,6 +129,10 @@ def test_a_program_becomes_onnx_only_if_it_answers_the_same(tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     path = tmp_path / "model.pt2"
     path.write_bytes(torch_program.saved(torch_program.export(models.torch_mlp(), {"*": models.X})))
+    kept = prepared(tmp_path, {"*": models.X}, lambda: "it was given up")
+    assert kept.runtime == "torch" and kept.conversion is not None
+    assert kept.conversion.reason == "kept as PyTorch: it was given up"
+    assert [made.name for made in (tmp_path / "out").iterdir()] == [path.name]
     done = prepared(tmp_path, {"*": models.X})
     found = done.conversion
     assert found is not None and found.rows >= 4000, found

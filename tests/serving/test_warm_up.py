@@ -77,7 +77,10 @@ def test_a_stream_may_have_no_part_and_a_part_any_number_of_rows(parts: tuple[ob
     assert model.closed
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in models.LARGE else []) for n in models.MODELS],
+)
 def test_what_was_registered_is_warmed_up(name: str, tmp_path: Path) -> None:
     version = models.MODELS[name](tmp_path)
     runtime = runtime_of(version.runtime)

@@ -4,10 +4,9 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import urlsplit
 
 import click
-import msgspec
 
 from interlock.cli import show
 from interlock.cli.main import Failure
@@ -15,10 +14,14 @@ from interlock.cli.options import json_option, model_argument, node_options
 from interlock.core.errors import VersionNotFound
 
 if TYPE_CHECKING:
-    from interlock.operations.http import Answer
+    import ssl
 
-SLACK_S = 5.0
-"""How much longer than the request's own time-out the command waits for the answer."""
+    from interlock.client.prediction import Prediction
+    from interlock.client.views import Metadata
+    from interlock.core.model import Array
+
+LOOK_S = 30.0
+"""How long a node may take to say what the model takes."""
 
 
 @click.command(
@@ -44,27 +47,26 @@ def predict(
     """Ask a model and print its answer, one line a row.
 
     DATA is JSON or a file: rows ([[…], …] or CSV), records ([{…}, …]), values by input ({"x": […]}), or a
-    whole V2 request ({"inputs": […]}); - reads standard input. --url may name the data port too.
+    whole V2 request ({"inputs": [{…}]}), which goes as it is; - reads standard input. The header of CSV and
+    the keys of records name columns, in any order; null, and an empty cell where numbers are, is a missing
+    value. --url may name the data port too.
     """
-    from interlock.cli.binary import decode, encode
-    from interlock.cli.payload import Metadata, read, request_of
+    from interlock.cli.payload import data_of, read
+    from interlock.client.blocking import Client
 
     given = read(data, sys.stdin.buffer.read)
     base = _data_url(home, url)
-    path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(number, safe='')}" if number else "")
-    try:
-        found = _ask(base, "GET", path)
-    except VersionNotFound as error:
-        raise Failure(
-            error.message,
-            f"list the versions with: interlock versions {name}; put one live with: "
-            f"interlock release {name} {number or ''} --now".replace("  ", " "),
-        ) from None
-    metadata = msgspec.json.decode(found.body, type=Metadata)
-    body, headers = encode(request_of(given, metadata), metadata)
-    headers["x-request-timeout-ms"] = f"{timeout_s * 1000:.0f}"
-    found = _ask(base, "POST", f"{path}/infer", body, timeout_s + SLACK_S, headers)
-    answer = decode(found.body, found.headers)
+    # Who asks by hand wants the first answer, whatever it is.
+    with Client(base, timeout_s=timeout_s, retries=0, ssl_context=_authorities(base)) as client:
+        try:
+            metadata = client.metadata(name, number, timeout_s=LOOK_S)
+        except VersionNotFound as error:
+            raise Failure(
+                error.message,
+                f"list the versions with: interlock versions {name}; put one live with: "
+                f"interlock release {name} {number or ''} --now".replace("  ", " "),
+            ) from None
+        answer = _written(client.predict(name, data_of(given, metadata), version=number), metadata)
     if as_json:
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
         return
@@ -85,8 +87,6 @@ def _data_url(home: Path, url: str | None) -> str:
         return node.http_url
     if call(url, "GET", "/v2").status == 200:
         return url
-    from urllib.parse import urlsplit
-
     with open_control(home, url) as control:
         found = control.status().node
     if found is None:
@@ -95,31 +95,34 @@ def _data_url(home: Path, url: str | None) -> str:
     return url_of(urlsplit(url).hostname or "", port or 8000)
 
 
-def _ask(
-    base: str,
-    method: str,
-    path: str,
-    body: bytes | None = None,
-    timeout_s: float = 30.0,
-    headers: dict[str, str] | None = None,
-) -> "Answer":
-    from interlock.core import errors
-    from interlock.operations.http import call
+def _authorities(url: str) -> "ssl.SSLContext | None":
+    """Those that this machine trusts, as for the admin API."""
+    if urlsplit(url).scheme != "https":
+        return None
+    import ssl
 
-    answer = call(base, method, path, body, None, timeout_s, headers)
-    if answer.status == 200:
-        return answer
-    try:
-        message = str(msgspec.json.decode(answer.body)["error"])
-    except (msgspec.DecodeError, LookupError, TypeError):
-        message = f"{base} answered {answer.status}: {answer.body[:200].decode(errors='replace')}"
-    if answer.status == 404:
-        raise VersionNotFound(message) if "/versions/" in path else errors.ModelNotFound(message)
-    if 400 <= answer.status < 500:
-        raise errors.InvalidRequest(message)
-    if answer.status == 503:
-        raise errors.Unavailable(message)
-    raise errors.ModelFailed(message)
+    return ssl.create_default_context()
+
+
+def _written(answer: "Prediction", metadata: "Metadata") -> dict[str, Any]:
+    """The answer as V2 writes it in JSON, had it a form for all datatypes."""
+    halves = {spec.name for spec in metadata.outputs if spec.datatype == "BF16"}
+    outputs = [_output(name, array, name in halves) for name, array in answer.outputs.items()]
+    written: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version}
+    written["outputs"] = outputs
+    return written if answer.client_id is None else {**written, "id": answer.client_id}
+
+
+def _output(name: str, array: "Array", is_half: bool) -> dict[str, Any]:
+    from interlock.core.model import datatype_of
+
+    datatype = datatype_of(array)
+    values: list[Any] = array.ravel().tolist()
+    if datatype == "BYTES":  # texts that are no UTF-8 are escaped
+        values = [v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in values]
+    # bfloat16 is float32 in memory.
+    datatype = "BF16" if is_half and datatype == "FP32" else datatype
+    return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": values}
 
 
 def _show(answer: dict[str, Any]) -> None:

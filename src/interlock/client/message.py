@@ -5,6 +5,7 @@ the server a copy; the place of an answer in memory is chosen so that its first 
 is.
 """
 
+import json
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, cast
@@ -22,6 +23,7 @@ from interlock.core.table import MISSING
 
 JSON_LENGTH = b"inference-header-content-length"
 REQUEST_ID = b"interlock-request-id"
+JSON = (b"content-type", b"application/json")
 PIECE_BYTES = 256 * 1024
 """The transport copies what a socket did not take at once: pieces keep that small."""
 
@@ -93,10 +95,15 @@ class Reply:
             )
 
 
-def encode(
-    inputs: Sequence[Sent], outputs: Sequence[str] | None, client_id: str | None
-) -> tuple[list[Part], int]:
-    """The parts of an infer request, and how long the JSON in the first one is."""
+class Encoded(msgspec.Struct, frozen=True):
+    """An infer request as it goes out: the parts of its body, and the headers that say what they are."""
+
+    parts: Sequence[Part]
+    headers: Headers
+
+
+def encode(inputs: Sequence[Sent], outputs: Sequence[str] | None, client_id: str | None) -> Encoded:
+    """The request that sends `inputs` and wants all `outputs`, or those named, as binary data."""
     parts: list[Part] = [b""]
     entries = []
     for sent in inputs:
@@ -122,7 +129,18 @@ def encode(
         message["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
     text = msgspec.json.encode(message)
     parts[0] = text + b" " * (-len(text) % 8)
-    return parts, len(parts[0])
+    length = (JSON_LENGTH, b"%d" % len(parts[0]))
+    return Encoded(parts, [length, (b"content-type", b"application/octet-stream")])
+
+
+def as_written(request: dict[str, Any]) -> Encoded:
+    """A request of V2 that somebody wrote (JSON values), as it is, but that outputs for which it wishes
+    nothing come as binary data: JSON cannot carry all of them."""
+    parameters = request.get("parameters")
+    if parameters is None or isinstance(parameters, dict):
+        request = {**request, "parameters": {"binary_data_output": True, **(parameters or {})}}
+    # Not msgspec, which writes null for NaN and refuses the integers beyond 64 bits.
+    return Encoded([json.dumps(request).encode()], [JSON])
 
 
 class _Output(msgspec.Struct):

@@ -16,7 +16,7 @@ import msgspec
 
 from interlock.client import failure, retry
 from interlock.client.inputs import inputs_of
-from interlock.client.message import JSON_LENGTH, Headers, Part, Reply, decode, encode
+from interlock.client.message import JSON, Encoded, Headers, Part, Reply, decode, encode
 from interlock.client.prediction import Prediction
 from interlock.client.steps import Ask, Lost, Send, Steps, Wait, address_of
 from interlock.client.views import Metadata, ModelStatus
@@ -41,7 +41,6 @@ TIMEOUT_MS = b"x-request-timeout-ms"
 
 T = TypeVar("T")
 _MOST_KNOWN = 1024
-_JSON = (b"content-type", b"application/json")
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -83,7 +82,8 @@ class Session:
             self._headers.append((b"authorization", b"Bearer " + token.encode()))
 
     def predict(self, ask: Ask) -> Steps[Prediction]:
-        """Ask a model. What is remembered of it is looked up anew when it does not fit any more."""
+        """Ask a model; data that is `Encoded` goes out as it is. What is remembered of the model is looked up
+        anew when it does not fit any more."""
         deadline_s = self._deadline_s(ask.timeout_s)
         number = "" if ask.version is None else str(ask.version)
         path, key = _model_path(ask.model, number), (ask.model, number)
@@ -94,12 +94,12 @@ class Session:
             known = yield from self._look(key, deadline_s)
         while True:
             try:
-                parts, length = encode(inputs_of(ask.data, known.metadata), ask.outputs, ask.id)
-                headers = [*labels, (JSON_LENGTH, b"%d" % length)]
-                headers.append((b"content-type", b"application/octet-stream"))
+                data = ask.data
+                if not isinstance(data, Encoded):
+                    data = encode(inputs_of(data, known.metadata), ask.outputs, ask.id)
                 may_repeat = known.metadata.side_effect_free if ask.idempotent is None else ask.idempotent
                 reply = yield from self._exchange(
-                    b"POST", f"{path}/infer", headers, parts, deadline_s, may_repeat
+                    b"POST", f"{path}/infer", [*labels, *data.headers], data.parts, deadline_s, may_repeat
                 )
                 break
             except InvalidRequest:
@@ -126,7 +126,7 @@ class Session:
     def models(self, timeout_s: float | None) -> Steps[list[ModelStatus]]:
         """Every version that the server has, or tries to have."""
         reply = yield from self._exchange(
-            b"POST", "/v2/repository/index", [_JSON], [b"{}"], self._deadline_s(timeout_s), True
+            b"POST", "/v2/repository/index", [JSON], [b"{}"], self._deadline_s(timeout_s), True
         )
         return self._read(reply, list[ModelStatus])
 
@@ -152,7 +152,7 @@ class Session:
         (request, name), so that it may hear it twice."""
         deadline_s, accepted = self._deadline_s(timeout_s), 0
         for body in _messages(items):
-            reply = yield from self._exchange(b"POST", "/feedback", [_JSON], [body], deadline_s, True)
+            reply = yield from self._exchange(b"POST", "/feedback", [JSON], [body], deadline_s, True)
             accepted += self._read(reply, _Accepted).accepted
         return accepted
 

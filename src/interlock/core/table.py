@@ -70,6 +70,8 @@ def cast(name: str, values: Array, datatype: str, kind: str = "column") -> Array
     with np.errstate(invalid="ignore", over="ignore"):
         made = numbers.astype(wanted)
     if wanted.kind == "f":
+        if np.isfinite(made).all():  # nearly always, and one pass in place of four
+            return made
         # Casts only down, and from integers, can overflow; what was infinite stays so.
         wrong = np.flatnonzero(np.isinf(made) & np.isfinite(numbers))
     elif wanted.kind in "iu" and numbers.dtype.kind == "f":
@@ -165,18 +167,25 @@ def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, A
     return made
 
 
-_WORDS = {b"true": 1.0, b"True": 1.0, b"false": 0.0, b"False": 0.0, b"": float("nan"), MISSING: float("nan")}
+_WORDS = {b"true": 1.0, b"false": 0.0, b"": float("nan"), MISSING: float("nan")}
 
 
 def _numbers(name: str, values: Array, datatype: str, kind: str) -> Array:
-    """Texts and objects as numbers: what a table of mixed columns, sent as one tensor, brings."""
+    """Texts and objects as numbers: what a CSV file, or a table of mixed columns in one tensor, brings."""
+    items = values.tolist()
+    if DATATYPES[datatype].kind in "iu" and set(map(type, items)) <= {str, bytes}:
+        try:
+            # As integers: a float holds 53 bits.
+            return np.array(list(map(int, items)), DATATYPES[datatype])
+        except (ValueError, OverflowError):
+            pass  # below it is found out which one is none
     made = np.empty(len(values), np.float64)
-    for row, value in enumerate(values.tolist()):
+    for row, value in enumerate(items):
         if not isinstance(value, str | bytes):
             made[row] = _number(name, row, value, datatype, kind)
             continue
         text = value.encode(errors="replace") if isinstance(value, str) else value
-        found = _WORDS.get(text)
+        found = _WORDS.get(text.strip().lower())
         made[row] = _number(name, row, text, datatype, kind) if found is None else found
     return made
 

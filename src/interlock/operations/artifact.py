@@ -173,7 +173,7 @@ def _copy_vouched(path: Path, folder: Path, trust: bool, inner: str = "") -> dic
 
 
 def _copy_huggingface(path: Path, folder: Path, trust: bool) -> dict[str, Any]:
-    huggingface_files.copy(path, folder)
+    copy(path, folder, huggingface_files.LEFT_OUT)
     return {"trusted_code": True} if trust else {}
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from interlock.core.errors import ArtifactError, InterlockError, UnknownFormat
@@ -50,8 +51,11 @@ def check_file(path: Path, kind: type[InterlockError], most_bytes: int | None = 
 def check_folder(folder: Path) -> None:
     """Nothing, if all that a model's folder holds can be copied.
 
-    Raises: UnknownFormat for a symbolic link, a pipe, a device, or a file of a strange name.
+    Of symbolic links only those of a Hugging Face cache are, to files in the `blobs` of the same repository:
+    any other could bring a secret of this user, such as a private key, into the registry.
+    Raises: UnknownFormat for another link, a pipe, a device, or a file of a strange name.
     """
+    blobs = _blobs(folder)
 
     def refuse(error: OSError) -> None:
         raise UnknownFormat(f"{error.filename} cannot be looked at: {error.strerror}") from None
@@ -66,9 +70,12 @@ def check_folder(folder: Path) -> None:
                 )
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
+                if blobs is not None and _is_in(path, blobs):
+                    continue
                 raise UnknownFormat(
-                    f"folder {folder.name}: {path.relative_to(folder)} is a symbolic link, which no digest"
-                    " covers: put the file itself in its place"
+                    f"folder {folder.name}: {path.relative_to(folder)} is a symbolic link to"
+                    f" {os.readlink(path)!a}, which is no file of the blobs of the same Hugging Face"
+                    " repository: put the file itself in its place"
                 )
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 what = _KINDS.get(stat.S_IFMT(mode), "no file")
@@ -77,21 +84,39 @@ def check_folder(folder: Path) -> None:
                 )
 
 
-def copy(source: Path, folder: Path) -> None:
-    """Copy a file, or what is in a folder, into an existing folder.
+def _blobs(folder: Path) -> Path | None:
+    """Where the files of a folder in a Hugging Face cache lie: models--NAME/{blobs,snapshots/REVISION}."""
+    for snapshots in folder.resolve().parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return snapshots.parent / "blobs"
+    return None
+
+
+def _is_in(link: Path, blobs: Path) -> bool:
+    """Whether a link ends at an ordinary file that lies right in a folder."""
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):  # it leads nowhere, or to itself
+        return False
+    return target.parent == blobs and target.is_file()
+
+
+def copy(source: Path, folder: Path, left_out: Sequence[str] = LEFT_OUT) -> None:
+    """Copy a file, or what is in a folder, into an existing folder: of links, which `check_folder` has let
+    through, what they lead to. `left_out`: patterns of names.
 
     Raises: ArtifactError where there is not enough room, or it cannot be read or written.
     """
     try:
-        needed, free = _size_bytes(source), shutil.disk_usage(folder).free
+        needed, free = _size_bytes(source, left_out), shutil.disk_usage(folder).free
         if needed > free:
             raise ArtifactError(
                 f"{source.name} has {needed:,} bytes, and {folder.parent} has room for {free:,}: make room,"
                 " or name another folder for temporary files in TMPDIR"
             )
         if source.is_dir():
-            ignore = shutil.ignore_patterns(*LEFT_OUT)
-            shutil.copytree(source, folder, symlinks=True, dirs_exist_ok=True, ignore=ignore)
+            ignore = shutil.ignore_patterns(*left_out)
+            shutil.copytree(source, folder, symlinks=False, dirs_exist_ok=True, ignore=ignore)
         else:
             shutil.copyfile(source, folder / source.name)
     except (OSError, shutil.Error) as error:
@@ -101,7 +126,13 @@ def copy(source: Path, folder: Path) -> None:
         ) from error
 
 
-def _size_bytes(source: Path) -> int:
+def _size_bytes(source: Path, left_out: Sequence[str]) -> int:
     if not source.is_dir():
         return source.stat().st_size
-    return sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    total = 0
+    ignore = shutil.ignore_patterns(*left_out)
+    for where, folders, names in os.walk(source):
+        ignored = ignore(where, [*folders, *names])
+        folders[:] = [name for name in folders if name not in ignored]
+        total += sum(Path(where, name).stat().st_size for name in names if name not in ignored)
+    return total

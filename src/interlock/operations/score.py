@@ -24,8 +24,8 @@ from interlock.runtime.answer_process import DEFAULT_CALL_S
 from interlock.runtime.answer_rows import check_by_rows, rows_a_call
 
 Errors = Literal["stop", "null"]
-AHEAD = 1
-"""Parts that are read and wait, for each worker."""
+TURNS = 2
+"""Parts at work for each worker: one is answered while another's rows are converted or written."""
 
 
 class ScoreReport(msgspec.Struct, frozen=True):
@@ -155,7 +155,7 @@ def _run(
 ) -> None:
     """Score what is not done, each part by one of `makers`; the first error ends it all."""
     free: SimpleQueue[ScoreBatch] = SimpleQueue()
-    for maker in makers:
+    for maker in makers * TURNS:
         free.put(maker)
 
     def one(index: int, rows: Any) -> int:
@@ -168,7 +168,7 @@ def _run(
 
     scored = 0
     waiting: set[Future[int]] = set()
-    pool = ThreadPoolExecutor(len(makers), thread_name_prefix="score")
+    pool = ThreadPoolExecutor(len(makers) * TURNS, thread_name_prefix="score")
     try:
         progress(scored)
         if not plan.rows:
@@ -176,7 +176,7 @@ def _run(
         for index, rows in chunks(file, plan, done):
             waiting.add(pool.submit(one, index, rows))
             del rows
-            while len(waiting) >= len(makers) * (1 + AHEAD):
+            while len(waiting) >= len(makers) * TURNS:
                 scored += _settled(waiting)
                 progress(scored)
         while waiting:

@@ -1,5 +1,6 @@
 """Owns the scoring of one batch: columns in, columns out, by a model in a process of its own."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class ScoreBatch:
-    """Scores Arrow tables, or dicts of columns, with one version of a model. For one thread at a time.
+    """Scores Arrow tables, or dicts of columns, with one version of a model. Any number of threads may ask:
+    one's columns are converted while another's are answered.
 
     Made of a folder and a Version record alone, so that any scheduler of batches can make it where it runs;
     the process with the model starts with the first batch.
@@ -34,6 +36,7 @@ class ScoreBatch:
         self._arguments = (str(folder), version, call_s)
         self._version = version
         self._answerer = Answerer(Path(folder), version, call_s=call_s)
+        self._turn = threading.Lock()
 
     def __reduce__(self) -> Any:
         folder, version, call_s = self._arguments
@@ -71,7 +74,8 @@ class ScoreBatch:
             if isinstance(found, InterlockError):
                 failures.append(Failure(start, found))
             else:
-                answers = self._answerer.attempt(found, first_only=first_only)
+                with self._turn:
+                    answers = self._answerer.attempt(found, first_only=first_only)
                 groups += answers.groups
                 failures += [Failure(start + each.row, each.error) for each in answers.failures]
             if first_only and failures:

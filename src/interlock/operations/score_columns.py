@@ -81,7 +81,9 @@ def table_of(signature: Signature, groups: Iterable[Tensors]) -> Any:
     for spec in signature.outputs:
         parts = [_column(spec, group[spec.name]) for group in groups]
         kind = _settled([part.type for part in parts]) if parts else column_type(spec)
-        columns[spec.name] = pa.chunked_array([part.cast(kind) for part in parts], kind)
+        columns[spec.name] = pa.chunked_array(
+            [part if part.type == kind else part.cast(kind) for part in parts], kind
+        )  # a cast, needed or not, imports a third of a second of pyarrow
     return pa.table(columns)
 
 
@@ -117,11 +119,28 @@ def _plain(name: str, column: Any) -> Array:
         return np.full(len(column), None, np.object_)
     if _is_text(kind):
         return np.asarray(column.cast(pa.large_binary()))
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+    if pa.types.is_boolean(kind):
+        return np.asarray(column)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise DatatypeMismatch(
             f"column '{name}' is {kind}: a model takes numbers, truth values, texts, and lists of them"
         )
-    return np.asarray(column)
+    parts = [_numbers(part) for part in getattr(column, "chunks", [column])]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, kind.to_pandas_dtype()), *parts])
+
+
+def _numbers(part: Any) -> Array:
+    """Numbers [rows] of one Arrow array, NaN where there is none: a view of its memory, where it can be.
+
+    Arrow's own way to NumPy imports pandas first, which takes longer than to read many a file.
+    """
+    valid, data = part.buffers()
+    values = np.frombuffer(data or b"", part.type.to_pandas_dtype())[part.offset : part.offset + len(part)]
+    if not part.null_count:
+        return values
+    bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+    there = bits[part.offset : part.offset + len(part)].astype(bool)
+    return np.where(there, values, np.array(np.nan, np.result_type(values.dtype, np.float16)))
 
 
 def _input(spec: TensorSpec, column: Any) -> Array:
@@ -178,7 +197,7 @@ def _column(spec: TensorSpec, values: Array) -> Any:
     if spec.datatype == "BYTES":
         column = _text_column(flat)
     else:
-        column = pa.array(flat.astype(DATATYPES[spec.datatype], copy=False))
+        column = _array(flat.astype(DATATYPES[spec.datatype], copy=False))
     for axis in range(len(inner), 0, -1):
         length, wanted = inner[axis - 1], spec.shape[axis]
         if wanted >= 0:
@@ -187,8 +206,16 @@ def _column(spec: TensorSpec, values: Array) -> Any:
             rows = len(values)
             for outer in inner[: axis - 1]:
                 rows *= outer
-            column = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * length), column)
+            column = pa.ListArray.from_arrays(_array(np.arange(rows + 1, dtype=np.int32) * length), column)
     return column
+
+
+def _array(values: Array) -> Any:
+    """Numbers or truth values [rows] as an Arrow array; without `pa.array`, which imports pandas."""
+    if values.dtype == bool:
+        return pa.array(values)
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, data])
 
 
 def _text_column(flat: Array) -> Any:

@@ -210,7 +210,8 @@ class Parts:
     def _groups(self, plan: Plan, schema: Any) -> Iterator[Any]:
         gathered: list[Any] = []
         for index in range(plan.parts):
-            gathered.append(self._part(index).read_all().cast(schema))
+            part = self._part(index).read_all()
+            gathered.append(part if part.schema.equals(schema) else part.cast(schema))
             if sum(part.num_rows for part in gathered) >= _GROUP_ROWS or index + 1 == plan.parts:
                 yield pa.concat_tables(gathered).combine_chunks()
                 gathered = []

@@ -122,7 +122,7 @@ def _build(
         lines = to_install(requirements, importlib.metadata.version("msgspec"))
         wanted.write_text("".join(f"{line}\n" for line in lines))
         bounds.write_text("".join(f"{line}\n" for line in requirements.constraints))
-        command = [sys.executable, "-m", "pip", "--python", str(partial / "bin" / "python")]
+        command = [sys.executable, "-P", "-m", "pip", "--python", str(partial / "bin" / "python")]
         command += ["install", "-r", str(wanted), "-c", str(bounds)]
         _run(command, folder, partial / "pip.log", until_s, lock, progress)
         os.sync()  # its many files, before a name says that they are whole

@@ -225,7 +225,7 @@ class _Child:
                 # Not of this process's group: Ctrl-C is its parent's to act on, and all that it starts ends
                 # with it.
                 self._popen = subprocess.Popen(
-                    [python, "-m", "interlock.runtime.answer_child"]
+                    [python, "-P", "-m", "interlock.runtime.answer_child"]
                     + [str(theirs.fileno()), str(file.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=self._said,

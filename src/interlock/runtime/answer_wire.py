@@ -6,13 +6,14 @@ What arrives is checked before it is used: the child runs code of the model's au
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from interlock.core.errors import MalformedMessage
-from interlock.core.model import DATATYPES, Array, Tensors, Version
+from interlock.core.model import Tensors, Version
+from interlock.runtime.packing import NUMBERS, pack_texts, shaped, unpack_texts
 
 MOST_BYTES = 1024**3
 """The largest message, in bytes: the rows of one ask, or their answers."""
@@ -22,15 +23,13 @@ CELL = struct.Struct("<QQQ")
 stop)."""
 
 _SIZES = struct.Struct("<IQ")
-_DTYPES = {dtype.str: dtype for dtype in DATATYPES.values() if dtype.kind != "O"}
-_BYTES, _STRINGS = "bytes", "str"
 _encoder = msgspec.msgpack.Encoder()
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor: `size` bytes of the body. Strings are u32 lengths, then the bytes of all."""
+    """One tensor: `size` bytes of the body. `dtype` is a code of `packing`."""
 
     name: str
     dtype: str
@@ -81,12 +80,12 @@ def pack(tensors: Tensors) -> tuple[tuple[Piece, ...], list[memoryview]]:
     body: list[memoryview] = []
     for name, array in tensors.items():
         if array.dtype.kind in "SUO":
-            code, data = _strings(array)
+            code, data = pack_texts(array)
             pieces.append(Piece(name, code, array.shape, len(data)))
             body.append(memoryview(data))
             continue
         dtype = array.dtype.newbyteorder("<")
-        if dtype.str not in _DTYPES:
+        if dtype.str not in NUMBERS:
             raise TypeError(f"tensor {name!r} has dtype {array.dtype}")
         pieces.append(Piece(name, dtype.str, array.shape, array.nbytes))
         body.append(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
@@ -103,15 +102,15 @@ def unpack(pieces: tuple[Piece, ...], body: memoryview) -> Tensors:
         count = 1
         for length in piece.shape:
             count *= length
-        dtype = _DTYPES.get(piece.dtype)
+        dtype = NUMBERS.get(piece.dtype)
         if min(piece.shape, default=0) < 0 or piece.size < 0 or len(part) != piece.size:
             raise MalformedMessage(f"tensor {piece.name!r}: {piece}")
         if dtype is None:
-            tensors[piece.name] = _as_strings(piece, part, count).reshape(piece.shape)
+            tensors[piece.name] = unpack_texts(piece.name, piece.dtype, piece.shape, count, bytes(part))
         elif count * dtype.itemsize != piece.size:
             raise MalformedMessage(f"tensor {piece.name!r}: {piece}")
         else:
-            tensors[piece.name] = np.frombuffer(part, dtype).reshape(piece.shape)
+            tensors[piece.name] = shaped(piece.name, piece.shape, np.frombuffer(part, dtype))
     return tensors
 
 
@@ -144,33 +143,3 @@ def receive(kind: type[Struct], read: Callable[[memoryview], bool]) -> tuple[Str
         return msgspec.msgpack.decode(head, type=kind), body
     except msgspec.MsgspecError as error:
         raise MalformedMessage(f"a head that is no {kind.__name__}: {error}") from error
-
-
-def _strings(array: Array) -> tuple[str, bytes]:
-    items: list[Any] = array.ravel().tolist()
-    code = _STRINGS if items and all(type(item) is str for item in items) else _BYTES
-    data = [item if type(item) is bytes else _as_bytes(item) for item in items]
-    return code, np.fromiter(map(len, data), np.uint32, len(data)).tobytes() + b"".join(data)
-
-
-def _as_bytes(item: Any) -> bytes:
-    if isinstance(item, str):
-        return item.encode()
-    if not isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"an element is {type(item).__name__}, want bytes or str")
-    return bytes(item)
-
-
-def _as_strings(piece: Piece, part: memoryview, count: int) -> Array:
-    if piece.dtype not in (_BYTES, _STRINGS) or count * 4 > piece.size:
-        raise MalformedMessage(f"tensor {piece.name!r}: {piece}")
-    ends = np.cumsum(np.frombuffer(part[: count * 4], np.uint32), dtype=np.int64) + count * 4
-    if (int(ends[-1]) if count else 0) != piece.size:
-        raise MalformedMessage(f"tensor {piece.name!r}: its lengths do not add up to {piece.size} bytes")
-    data, begin = bytes(part), count * 4
-    array = np.empty(count, np.object_)
-    for index, end in enumerate(ends.tolist()):
-        item = data[begin:end]
-        array[index] = item.decode(errors="replace") if piece.dtype == _STRINGS else item
-        begin = end
-    return array

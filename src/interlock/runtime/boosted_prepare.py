@@ -18,7 +18,7 @@ from interlock.runtime.boosted import signature_of
 from interlock.runtime.by_rows import ALL, MARGIN, MEASURED_ROWS, Rows, onnx_rows
 from interlock.runtime.convert import ENTRY, LEAST_ROWS, TOLERANCE, race
 from interlock.runtime.onnx import runtime as onnx
-from interlock.runtime.prepare import ConversionReport, Prepared
+from interlock.runtime.prepare import Begin, ConversionReport, Prepared, allowed
 from interlock.runtime.sklearn import INPUT
 from interlock.runtime.table import OPTION, Table, as_fitted, table_of
 from interlock.runtime.trees import Forest, Inconvertible, lightgbm_forest, xgboost_forest
@@ -32,7 +32,9 @@ _ZERO = 1e-34
 """LightGBM's bounds of zero are +-1e-35, which it does not read back to the last bit."""
 
 
-def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+def prepare(
+    folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+) -> Prepared:
     """See `prepare.Preparer`. `draft.options["table"]`: the columns of `data`."""
     name = _NAMES[draft.runtime]
     booster = _booster(folder, draft)
@@ -43,7 +45,9 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
             options[OPTION] = msgspec.to_builtins(table)
         kept = msgspec.structs.replace(draft, options=options)
         report, chosen = ConversionReport(False, "without reference data (--data) it is not compared"), None
-        if data is not None:
+        if data is not None and (reason := begin()):
+            report = ConversionReport(False, reason)
+        elif data is not None:
             try:
                 forest, signature, graph = _converted(booster, folder, kept)
                 (out / ENTRY).write_bytes(graph)

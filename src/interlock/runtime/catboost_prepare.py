@@ -18,7 +18,7 @@ from interlock.core.model import Signature, Tensors, Version
 from interlock.runtime.boosted_prepare import groups_of
 from interlock.runtime.catboost import EXTRA, CatboostModel, open_model, signature_of
 from interlock.runtime.convert import ENTRY, convert
-from interlock.runtime.prepare import ConversionReport, Prepared
+from interlock.runtime.prepare import Begin, ConversionReport, Prepared, allowed
 from interlock.runtime.sklearn import INPUT, LABEL, PREDICTION, PROBABILITIES
 from interlock.runtime.table import OPTION, as_fitted, table_of
 from interlock.runtime.trees import Inconvertible
@@ -26,7 +26,9 @@ from interlock.runtime.trees import Inconvertible
 FRAMEWORK = "CatBoost"
 
 
-def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+def prepare(
+    folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+) -> Prepared:
     """See `prepare.Preparer`. `draft.options["table"]`: the columns of `data`."""
     model = open_model(folder / draft.entry, draft.options)
     signature = signature_of(model, draft.options)
@@ -35,6 +37,8 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
         report = _kept("without reference data (--data) the conversion cannot be compared")
     elif tuple(spec.name for spec in signature.inputs) != (INPUT,):
         report = _kept("it has columns of categories")
+    elif reason := begin():
+        report = _kept(reason)
     else:
         groups = {
             name: {INPUT: rows.astype(np.float32)} for name, rows in groups_of(data, signature, table).items()

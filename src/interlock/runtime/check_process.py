@@ -5,6 +5,7 @@
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,28 +36,35 @@ CHECKED_ROWS = 1024
 
 TOLD_EVERY_S = 5.0
 
+_CONVERTING = "converting"
+"""The file in the desk of a child that has loaded its model, and has begun to convert it."""
+
 Tell = Callable[[str], object]
 """Is told, in words, that a check is still going on."""
 
 
 class _Request(msgspec.Struct, frozen=True):
-    """`out`: the folder that the prepared model's files go to; None: the model is to be checked."""
+    """`out`: the folder that the prepared model's files go to; None: the model is to be checked. `given_up`:
+    why it is not to be converted."""
 
     folder: str
     version: Version
     reference: str | None
     memory_bytes: int
     out: str | None = None
+    given_up: str = ""
     parent: int = 0
 
 
 class _Outcome(msgspec.Struct, frozen=True):
-    """What was asked for, a report or what was prepared, or else the name and words of an error."""
+    """What was asked for, a report or what was prepared, or else the name and words of an error.
+    `ended`: what ended it in the middle of a conversion, where that is no error of the tree."""
 
     report: CheckReport | None = None
     prepared: Prepared | None = None
     error: str = ""
     message: str = ""
+    ended: str = ""
 
 
 def run_check(
@@ -76,7 +84,8 @@ def run_check(
     writes into `folder`; LoadFailed, MissingExtra, UntrustedArtifact as the runtime raised them.
     """
     rows = None if reference is None else first_rows(reference, CHECKED_ROWS)
-    report = _run(folder, version, rows, None, time_s, memory_bytes, python, progress).report
+    outcome = _run(folder, version, rows, None, "", time_s, memory_bytes, python, progress)
+    report = _checked(outcome).report
     assert report is not None  # as the child was asked to
     if report.failures:
         words = "; ".join(f"{failure.name}: {failure.detail}" for failure in report.failures)
@@ -98,11 +107,21 @@ def run_prepare(
     that takes loading it. Not in the one that checks it: what a conversion leaves in memory would be measured
     as the model's.
 
-    Raises: as `run_check` does.
+    A conversion that crashes, or exceeds a bound, is given up, and the report says so: the model is loaded
+    anew and kept as it came. Raises: as `run_check` does.
     """
     if draft.runtime not in PREPARERS:
         return prepare(folder, draft, reference, out)
-    prepared = _run(folder, draft, reference, out, time_s, memory_bytes, sys.executable, progress).prepared
+    bounds = (time_s, memory_bytes, sys.executable, progress)
+    outcome = _run(folder, draft, reference, out, "", *bounds)
+    if outcome.ended:
+        progress(f"the conversion is given up: {outcome.ended}")
+        shutil.rmtree(out)
+        out.mkdir()
+        outcome = _run(
+            folder, draft, reference, out, f"its conversion was given up: {outcome.ended}", *bounds
+        )
+    prepared = _checked(outcome).prepared
     assert prepared is not None  # as the child was asked to
     return prepared
 
@@ -112,6 +131,7 @@ def _run(
     version: Version,
     reference: Tensors | None,
     out: Path | None,
+    given_up: str,
     time_s: float,
     memory_bytes: int,
     python: str,
@@ -135,11 +155,16 @@ def _run(
             None if path is None else str(path),
             memory_bytes,
             None if out is None else str(out),
+            given_up,
             os.getpid(),
         )
         (desk / "request.json").write_bytes(msgspec.json.encode(request))
-        _run_child(desk, version, time_s, memory_bytes, python, progress)
-        outcome = msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
+        outcome = _run_child(desk, version, time_s, memory_bytes, python, progress)
+        is_conversion = (desk / _CONVERTING).exists()
+    return outcome if is_conversion else msgspec.structs.replace(outcome, ended="")
+
+
+def _checked(outcome: _Outcome) -> _Outcome:
     if outcome.error:
         raise error_of(outcome.error, outcome.message, CheckFailed)
     return outcome
@@ -147,10 +172,11 @@ def _run(
 
 def _run_child(
     desk: Path, version: Version, time_s: float, memory_bytes: int, python: str, progress: Tell
-) -> None:
+) -> _Outcome:
     with (desk / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
-            [python, "-m", "interlock.runtime.check_process", str(desk)],
+            # -P: the folder in which one happens to be must not lend modules to it, as to no executor later.
+            [python, "-P", "-m", "interlock.runtime.check_process", str(desk)],
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
@@ -163,19 +189,21 @@ def _run_child(
         finally:
             end(child, str(desk))
     if (desk / "outcome.json").exists() and not verdict:
-        return
+        return msgspec.json.decode((desk / "outcome.json").read_bytes(), type=_Outcome)
     last = _tail(desk / "stderr")
     note = (desk / "note").read_text() if (desk / "note").exists() else ""
-    if not verdict:
-        verdict = how_it_ended(child.returncode)
     if verdict == "time":
-        reason = f"it did not finish within {time_s:g} s: make loading and predicting faster"
+        ended = f"it did not finish within {time_s:g} s"
+        reason = f"{ended}: make loading and predicting faster"
     elif verdict == "memory":
-        reason = _too_large(memory_bytes)
+        ended = reason = _too_large(memory_bytes)
     else:
-        reason = f"{verdict} while it was loaded and tried: its code, or a library of it, ended it"
+        ended = how_it_ended(child.returncode)
+        reason = f"{ended} while it was loaded and tried: its code, or a library of it, ended it"
+        ended += f"; it last said: {last.splitlines()[-1][:200]}" if last else ""
     reason += f"; {note}" if note else ""
-    raise CheckFailed(f"{version.model!r}: {reason}" + (f"; it last said: {last}" if last else ""))
+    reason += f"; it last said: {last}" if last else ""
+    return _Outcome(error="CheckFailed", message=f"{version.model!r}: {reason}", ended=ended)
 
 
 def _watch(child: "subprocess.Popen[bytes]", time_s: float, memory_bytes: int, progress: Tell) -> str:
@@ -242,9 +270,15 @@ def _child(desk: Path) -> None:
             names = [name[:-1] for name in stored["names"].tolist()]
             reference = {name: _restored(stored[f"{index}"]) for index, name in enumerate(names)}
     folder = Path(request.folder)
+
+    def begin() -> str:
+        (desk / _CONVERTING).touch()
+        return request.given_up
+
     try:
         if request.out is not None:
-            outcome = _Outcome(prepared=prepare(folder, request.version, reference, Path(request.out)))
+            prepared = prepare(folder, request.version, reference, Path(request.out), begin)
+            outcome = _Outcome(prepared=prepared)
         else:
             before = _files(folder)
             report = check(folder, request.version, reference, (desk / "note").write_text)
@@ -264,8 +298,8 @@ def _failed(error: BaseException, request: _Request) -> _Outcome:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError):
-            words = f"{request.version.model!r}: {_too_large(request.memory_bytes)}"
-            return _Outcome(error="CheckFailed", message=words)
+            words = _too_large(request.memory_bytes)
+            return _Outcome(error="CheckFailed", message=f"{request.version.model!r}: {words}", ended=words)
         cause = cause.__cause__
     if isinstance(error, InterlockError):
         message = error.message.encode(errors="backslashreplace").decode()
@@ -274,7 +308,7 @@ def _failed(error: BaseException, request: _Request) -> _Outcome:
         words = f"its code ended the process (sys.exit, code {error.code!r:.60}): raise an exception instead"
     else:
         words = f"its code raised {said(error)}".encode(errors="backslashreplace").decode()
-    return _Outcome(error="CheckFailed", message=f"{request.version.model!r}: {words}")
+    return _Outcome(error="CheckFailed", message=f"{request.version.model!r}: {words}", ended=words)
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,6 @@
 """Decides what a Hugging Face folder asks for: its task, pooling, longest text. Imports no framework."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ GRAPHS = ("model.onnx", "onnx/model.onnx")
 _DEFAULT_TOKENS = 512
 _NO_LIMIT = 1_000_000  # tokenizers without a limit have 1e30 there
 _PADS_BEFORE_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
-_LEFT_BEHIND = (
+LEFT_OUT = (
     "*.bin", "*.h5", "*.msgpack", "*.ot", "*.pt", "*.pth", "*.pkl", "*.md", "*.py[co]", "__pycache__",
     ".git*", "openvino", "coreml",
 )  # fmt: skip
+"""Patterns of the files that are not read here: the same weights in other formats, and caches."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -50,13 +50,6 @@ def plan(folder: Path) -> Plan:
         return _plan(folder)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise LoadFailed(f"a configuration file of {folder.name} is broken: {error!r}") from error
-
-
-def copy(source: Path, folder: Path) -> None:
-    """The files that are read here: not the same weights in other formats, nor caches."""
-    shutil.copytree(
-        source, folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_BEHIND)
-    )
 
 
 def _plan(folder: Path) -> Plan:

@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,15 @@ PREPARERS = {
     "catboost": "interlock.runtime.catboost_prepare",
 }
 """Runtime -> the module of this folder that prepares what it would load; others keep what they are given."""
+
+
+Begin = Callable[[], str]
+"""Is called before a conversion, when the model has been loaded: why there must be none, or ""."""
+
+
+def allowed() -> str:
+    """The `Begin` that lets any conversion begin."""
+    return ""
 
 
 class ConversionReport(msgspec.Struct, frozen=True):
@@ -43,21 +53,25 @@ class Prepared(msgspec.Struct, frozen=True):
 class Preparer(Protocol):
     """The module of PREPARERS."""
 
-    def prepare(self, folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+    def prepare(
+        self, folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+    ) -> Prepared:
         """Fill the empty folder `out` from `folder`, whose `draft.entry` is the model as it came.
 
         `data`: reference rows by column or input. It runs in a process that may die: what it loads may run
-        code.
+        code. What ends it after `begin` was called is laid to the conversion, not to the model.
         Raises: LoadFailed, CheckFailed, MissingExtra, UntrustedArtifact.
         """
         ...
 
 
-def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+def prepare(
+    folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+) -> Prepared:
     """Fill `out`, in whichever way the runtime of the draft has. Raises: as `Preparer.prepare` does."""
     name = PREPARERS.get(draft.runtime)
     if name is None:
         shutil.copytree(folder, out, dirs_exist_ok=True, symlinks=True)
         return Prepared(draft.runtime, draft.entry, draft.options)
     module: Preparer = importlib.import_module(name)
-    return module.prepare(folder, draft, data, out)
+    return module.prepare(folder, draft, data, out, begin)

@@ -41,6 +41,7 @@ class SklearnModel:
         self._shapes = tuple((spec.name, spec.shape[1]) for spec in signature.inputs)
         self._rows = _reader(signature, table)
         self._dtypes = {spec.name: DATATYPES[spec.datatype] for spec in signature.outputs}
+        self._by_vote = labels_by_vote(estimator)
 
     def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
         """Raises: ShapeMismatch; whatever the estimator raises."""
@@ -49,11 +50,14 @@ class SklearnModel:
             if len(shape) != 2 or shape[1] != width:
                 raise ShapeMismatch(f"input {name!r}: got {list(shape)}, the signature wants [-1, {width}]")
         rows = self._rows(inputs)
-        return {
-            name: answer(self.estimator, name, rows).astype(dtype, copy=False)
-            for name, dtype in self._dtypes.items()
-            if outputs is None or name in outputs
-        }
+        names = [name for name in self._dtypes if outputs is None or name in outputs]
+        if self._by_vote and LABEL in names and PROBABILITIES in names:
+            probabilities = answer(self.estimator, PROBABILITIES, rows)
+            labels = _texts_as_objects(self.estimator.classes_.take(np.argmax(probabilities, axis=1)))
+            found = {LABEL: labels, PROBABILITIES: probabilities}
+        else:
+            found = {name: answer(self.estimator, name, rows) for name in names}
+        return {name: found[name].astype(self._dtypes[name], copy=False) for name in names}
 
     def close(self) -> None:
         """Let the estimator go."""
@@ -99,9 +103,23 @@ def answer(estimator: Any, name: str, rows: Array) -> Array:
     if name == PROBABILITIES:
         return np.asarray(estimator.predict_proba(rows))
     values = np.asarray(estimator.predict(rows))
-    if name == LABEL:
-        return values.astype(object) if values.dtype.kind in "SU" else values
-    return values.reshape(len(values), -1)
+    return _texts_as_objects(values) if name == LABEL else values.reshape(len(values), -1)
+
+
+def labels_by_vote(estimator: Any) -> bool:
+    """Whether `predict` is, by its own code, the class with the largest of `predict_proba`: both take one
+    pass over the trees."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import Pipeline
+
+    last = estimator.steps[-1][1] if type(estimator) is Pipeline else estimator
+    if getattr(type(last), "predict", None) is not RandomForestClassifier.predict:  # extra trees have it, too
+        return False
+    return bool(last.n_outputs_ == 1)
+
+
+def _texts_as_objects(values: Array) -> Array:
+    return values.astype(object) if values.dtype.kind in "SU" else values
 
 
 def signature_of(

@@ -15,7 +15,7 @@ from interlock.runtime import pickles
 from interlock.runtime import table as tables
 from interlock.runtime.convert import ENTRY, LEAST_ROWS, TOLERANCE, convert
 from interlock.runtime.examples import beyond_floats
-from interlock.runtime.prepare import ConversionReport, Prepared
+from interlock.runtime.prepare import Begin, ConversionReport, Prepared, allowed
 from interlock.runtime.sklearn import (
     FAMILIES,
     INPUT,
@@ -33,7 +33,9 @@ _COMPARED_ROWS = 1024
 """Rows on which it is tried whether the model wants 64-bit floats, and whether names."""
 
 
-def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+def prepare(
+    folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+) -> Prepared:
     """See `prepare.Preparer`. `draft.options["table"]`: the columns of `data`."""
     warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
     estimator = load_file(folder / draft.entry, draft.options)
@@ -45,6 +47,8 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
         report = ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
     elif form.datatype == "FP64" and not form.by_column:
         reason = "it needs 64-bit floats (with 32-bit ones it refuses, or answers otherwise)"
+        report = ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
+    elif reason := begin():
         report = ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
     else:
         report = _convert(estimator, form, data, out)

@@ -9,7 +9,7 @@ from interlock.core.model import Signature, Tensors, Version
 from interlock.runtime.check_limit import rows_within
 from interlock.runtime.convert import ENTRY, LEAST_ROWS, convert
 from interlock.runtime.examples import fit, rows_of, stacked, take
-from interlock.runtime.prepare import ConversionReport, Prepared
+from interlock.runtime.prepare import Begin, ConversionReport, Prepared, allowed
 from interlock.runtime.table import OPTION, table_of, with_columns
 from interlock.runtime.torch import TorchModel, open_program, torch_package
 from interlock.runtime.torch_files import PROGRAM, checked_kind
@@ -20,7 +20,9 @@ FRAMEWORK = "PyTorch"
 _COMPARED_BYTES = 64 * 1024**2
 
 
-def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Prepared:
+def prepare(
+    folder: Path, draft: Version, data: Tensors | None, out: Path, begin: Begin = allowed
+) -> Prepared:
     """See `prepare.Preparer`. Only programs (.pt2) are converted."""
     path = folder / draft.entry
     report = None
@@ -29,14 +31,14 @@ def prepare(folder: Path, draft: Version, data: Tensors | None, out: Path) -> Pr
             reason = "without reference data (--data) the conversion cannot be compared"
             report = ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
         else:
-            report = _convert(path, draft, data, out)
+            report = _convert(path, draft, data, out, begin)
     if report is not None and report.converted:
         return Prepared("onnx", ENTRY, {k: v for k, v in draft.options.items() if k == OPTION}, report)
     shutil.copyfile(path, out / draft.entry)
     return Prepared("torch", draft.entry, draft.options, report)
 
 
-def _convert(path: Path, draft: Version, data: Tensors, out: Path) -> ConversionReport:
+def _convert(path: Path, draft: Version, data: Tensors, out: Path, begin: Begin) -> ConversionReport:
     torch_package().set_num_threads(1)  # as it is served
     program, call, signature = open_program(path, draft.options)
     if signature.batch_axis is None:
@@ -45,6 +47,8 @@ def _convert(path: Path, draft: Version, data: Tensors, out: Path) -> Conversion
     signature = with_columns(signature, table_of(draft.options))
     groups = {ROWS: _rows(signature, data, OPTION in draft.options)}
     kept = TorchModel(call, signature)
+    if reason := begin():
+        return ConversionReport(False, f"kept as {FRAMEWORK}: {reason}")
     return convert(conversions(program, signature), kept, groups, signature.columns, out, FRAMEWORK)
 
 

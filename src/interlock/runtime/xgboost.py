@@ -14,9 +14,8 @@ import numpy as np
 
 from interlock.core.errors import LoadFailed, PredictFailed
 from interlock.core.model import Array, Signature, Tensors, Version
-from interlock.runtime import boosted, table
-from interlock.runtime.boosted import Intake, Outlet, Shape
-from interlock.runtime.by_rows import with_onnx
+from interlock.runtime import boosted, boosted_model, table
+from interlock.runtime.boosted import Shape
 from interlock.runtime.protocol import Loaded
 from interlock.runtime.shared_library import one_thread, open_library
 from interlock.runtime.table import Table
@@ -28,23 +27,6 @@ _Handle = ctypes.c_void_p
 _Text = ctypes.c_char_p
 _Long = ctypes.c_uint64
 _ref = ctypes.byref
-
-
-class XgboostModel:
-    """A booster. Any number of threads may call `predict` at once where its trees are trees."""
-
-    def __init__(self, booster: "Booster", shape: Shape, signature: Signature) -> None:
-        self._booster = booster
-        self._intake = Intake(shape, signature)
-        self._outlet = Outlet(shape, signature)
-
-    def predict(self, inputs: Tensors, outputs: tuple[str, ...] | None = None) -> Tensors:
-        """Raises: ShapeMismatch, PredictFailed."""
-        return self._outlet.answer(self._booster.predict(self._intake.matrix(inputs)), outputs)
-
-    def close(self) -> None:
-        """Free the booster."""
-        self._booster.close()
 
 
 class Xgboost:
@@ -60,24 +42,11 @@ class Xgboost:
 
     def load(self, folder: Path, version: Version) -> Loaded:
         """Raises: LoadFailed with XGBoost's own words, MissingExtra."""
-        booster = Booster(folder / version.entry, version.options)
-        try:
-            signature = version.signature
-            if not signature.inputs:
-                signature = boosted.signature_of(booster.shape, version.options)
-            native = XgboostModel(booster, booster.shape, signature)
-            return with_onnx(native, folder, version, signature)
-        except BaseException:
-            booster.close()
-            raise
+        return boosted_model.load(Booster(folder / version.entry, version.options), folder, version)
 
     def inspect(self, folder: Path, version: Version, example: Tensors | None) -> Signature:
         """What the file says of itself. Raises: LoadFailed, MissingExtra."""
-        booster = Booster(folder / version.entry, version.options)
-        try:
-            return boosted.signature_of(booster.shape, version.options)
-        finally:
-            booster.close()
+        return boosted_model.inspect(Booster(folder / version.entry, version.options), version)
 
     def declared(self, folder: Path, version: Version) -> dict[str, Any]:
         """Trees may be shared by threads; a linear model may not, says XGBoost. Raises: as `load`."""

@@ -13,13 +13,13 @@ import socket
 import struct
 import tempfile
 from collections import deque
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from interlock.core.errors import ConfigError, MalformedMessage
-from interlock.core.model import DATATYPES, Array, Tensors, datatype_of
+from interlock.core.model import Array, Tensors, datatype_of
+from interlock.runtime.packing import NUMBERS, pack_texts, shaped, unpack_texts
 
 SCHEMA = 1
 SMALLEST_BYTES = 64 * 1024
@@ -37,8 +37,6 @@ MOST_SLOTS = 4
 _HEADER = 64
 _ALIGN = 64
 _INLINE_COPY_BYTES = 16 * 1024
-_DTYPES = {dtype.str: dtype for dtype in DATATYPES.values() if dtype != np.dtype(np.object_)}
-_BYTES, _STRINGS = "bytes", "str"
 
 
 class TooLarge(Exception):
@@ -46,7 +44,7 @@ class TooLarge(Exception):
 
 
 class Piece(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor in an arena: `size` bytes from `at`. Strings are u32 lengths, then the bytes of all."""
+    """One tensor in an arena: `size` bytes from `at`. `dtype` is a code of `packing`."""
 
     name: str
     dtype: str
@@ -163,11 +161,14 @@ def layout(tensors: Tensors) -> tuple[tuple[Piece, ...], list[Array | bytes], in
     for name, array in tensors.items():
         source: Array | bytes
         code = array.dtype.str
-        if code in _DTYPES:
+        if code in NUMBERS:
             source, size = array, array.nbytes
         else:
             if datatype_of(array.astype(array.dtype.newbyteorder("="))) == "BYTES":
-                code, source = _strings(name, array)
+                try:
+                    code, source = pack_texts(array)
+                except (TypeError, ValueError, OverflowError) as error:
+                    raise ConfigError(f"tensor {name!r} of dtype {array.dtype}: {error}") from error
                 size = len(source)
             else:  # the right numbers in the other byte order
                 source = array.astype(array.dtype.newbyteorder("<"))
@@ -224,63 +225,18 @@ def read(arena: Arena, pieces: tuple[Piece, ...], copy: bool) -> Tensors:
             if length < 0:
                 raise MalformedMessage(f"tensor {piece.name!r} has shape {list(piece.shape)}")
             count *= length
-        dtype = _DTYPES.get(piece.dtype)
+        dtype = NUMBERS.get(piece.dtype)
         if dtype is None:
-            tensors[piece.name] = _as_strings(arena, piece, count)
+            data = arena.map[piece.at : piece.at + piece.size]
+            tensors[piece.name] = unpack_texts(piece.name, piece.dtype, piece.shape, count, data)
             continue
         if count * dtype.itemsize != piece.size:
             raise MalformedMessage(
                 f"tensor {piece.name!r}: {piece.size} bytes for {list(piece.shape)} of {piece.dtype}"
             )
-        array = _shaped(np.frombuffer(arena.map, dtype, count, piece.at), piece)
+        array = shaped(piece.name, piece.shape, np.frombuffer(arena.map, dtype, count, piece.at))
         tensors[piece.name] = array.copy() if copy else array
     return tensors
-
-
-def _shaped(array: Array, piece: Piece) -> Array:
-    try:
-        return array.reshape(piece.shape)
-    except (ValueError, OverflowError) as error:
-        raise MalformedMessage(f"tensor {piece.name!r} has shape {list(piece.shape)}: {error}") from error
-
-
-def _strings(name: str, array: Array) -> tuple[str, bytes]:
-    items: list[Any] = array.ravel().tolist()
-    try:
-        if items and all(type(item) is str for item in items):
-            code, data = _STRINGS, [item.encode() for item in items]
-        else:
-            code, data = _BYTES, [_as_bytes(item) for item in items]
-        lengths = np.fromiter(map(len, data), np.uint32, len(data))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"tensor {name!r} of dtype {array.dtype}: {error}") from error
-    return code, lengths.tobytes() + b"".join(data)
-
-
-def _as_bytes(item: Any) -> bytes:
-    if isinstance(item, str):
-        return item.encode()
-    if not isinstance(item, (bytes, bytearray, memoryview)):
-        raise TypeError(f"an element is {type(item).__name__}, want bytes or str")
-    return bytes(item)
-
-
-def _as_strings(arena: Arena, piece: Piece, count: int) -> Array:
-    if piece.dtype not in (_BYTES, _STRINGS) or count * 4 > piece.size:
-        raise MalformedMessage(
-            f"tensor {piece.name!r}: {piece.size} bytes of {piece.dtype!r} for {count} items"
-        )
-    data = arena.map[piece.at : piece.at + piece.size]
-    ends = np.cumsum(np.frombuffer(data, np.uint32, count), dtype=np.int64) + count * 4
-    if count and ends[-1] != piece.size:
-        raise MalformedMessage(f"tensor {piece.name!r}: lengths add up to {ends[-1]} of {piece.size} bytes")
-    array = np.empty(count, np.object_)
-    begin = count * 4
-    for index, end in enumerate(ends.tolist()):
-        item = data[begin:end]
-        array[index] = item.decode(errors="replace") if piece.dtype == _STRINGS else item
-        begin = end
-    return _shaped(array, piece)
 
 
 Received = tuple[int, int, int, int, int, Arena | None]
