@@ -211,7 +211,8 @@ def test_a_version_that_streams_is_refused(tmp_path: Path) -> None:
         Answerer(tmp_path, version)
 
 
-def test_all_ends_with_the_parent_even_in_a_hung_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["answerer.answer({'x': np.full((1, 2), -3, np.float32)})", "input()"])
+def test_all_ends_with_the_parent_in_a_hung_call_and_between_two(tmp_path: Path, then: str) -> None:
     """kill -9 of whoever asks leaves neither the child nor what the model started."""
     (tmp_path / "child").touch()
     version = written(tmp_path)
@@ -222,17 +223,19 @@ def test_all_ends_with_the_parent_even_in_a_hung_call(tmp_path: Path) -> None:
         "version = msgspec.json.decode(Path(sys.argv[2]).read_bytes(), type=Version)\n"
         "answerer = Answerer(Path(sys.argv[1]), version)\n"
         "answerer._asked({'x': np.zeros((0, 2), np.float32)}, 1, False)\n"
-        "print(answerer.pid, flush=True)\nanswerer.answer({'x': np.full((1, 2), -3, np.float32)})\n"
+        f"print(answerer.pid, flush=True)\n{then}\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(tmp_path.parent / "version.json")],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert parent.stdout is not None
+    assert parent.stdin is not None and parent.stdout is not None
     child = int(parent.stdout.readline())
     grandchild = int((tmp_path / "child").read_text())
     parent.kill()
     parent.wait()
+    parent.stdin.close()
     parent.stdout.close()
     until_s = time.monotonic() + 10
     while (_lives(child) or _lives(grandchild)) and time.monotonic() < until_s:

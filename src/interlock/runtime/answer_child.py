@@ -155,6 +155,11 @@ def _leave_with_parent(fd: int) -> None:
     end = select.poll()
     end.register(fd, 0)  # POLLHUP alone
     end.poll()
+    _leave()
+
+
+def _leave() -> None:
+    """At once, and with it whatever the model started: its threads and destructors have no say in it."""
     os.killpg(0, signal.SIGKILL) if os.getpgrp() == os.getpid() else os._exit(0)
 
 
@@ -168,7 +173,7 @@ def _child(socket_fd: int, cell_fd: int) -> None:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
     finally:
         sys.stdout.flush()
-        os._exit(0)  # a model's threads and destructors have no say in how this ends
+        _leave()  # also where the parent was killed between two questions
 
 
 if __name__ == "__main__":
