@@ -4,7 +4,8 @@
 Bare: one process a core, each with an ONNX Runtime session of one thread and its share of the rows in memory
 as float32, in the batch size that was fastest; nothing is read or written. Ours: the whole command, from
 start to exit, which reads Parquet and writes Parquet; `steady` is its rate without what a run takes that has
-so few rows that each process is started for one part. Memory is the proportional set size of all processes of the command, less that of the bare processes.
+so few rows that each process is started for one part. Memory is the proportional set size of all processes of
+the command, less that of the bare processes.
 At last the command is killed (SIGKILL) half-way and given again: the output has to be the same to the byte.
 """
 
