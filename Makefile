@@ -21,7 +21,7 @@ installed := $(venv)/.installed
 kserve_installed := $(kserve)/.installed
 models_installed := $(models)/.installed
 promtool := .cache/promtool
-# What pip would compile on one core, in three minutes, `compiled` does on all.
+# What pip would compile on one core, `compiled` does on all.
 pip_install = -m pip install -qq --no-compile --disable-pip-version-check
 
 # $(call compiled,FOLDER): the bytecode of all packages in a virtual environment; templates that are no Python fail.

@@ -7,6 +7,8 @@ command line, and served by a node of its own with one worker. Then three sides 
 the framework's own call, our runtime's `predict`, each in a process of its own, and the node over one
 connection that is kept (V2, binary tensors), one request at a time. Node and processes share one core, one
 thread each; the client has the other. Our answers are compared with the framework's before they are timed.
+
+Past 400 lines because one run owns the node, the three sides and the client, and the table of all of them.
 """
 
 from __future__ import annotations

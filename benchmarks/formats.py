@@ -7,6 +7,8 @@
 The last two take lines on stdin, and answer each with one: `time ROWS SECONDS` (the median call in
 microseconds), `answer ROWS FILE` (writes what it answers), `peak` (the most memory it has held, in bytes).
 Each imports nothing but what its model takes, as the peak is of the whole process.
+
+Past 400 lines because one module is started for every format, and each writes what its native call reads.
 """
 
 from __future__ import annotations

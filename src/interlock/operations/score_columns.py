@@ -83,7 +83,7 @@ def table_of(signature: Signature, groups: Iterable[Tensors]) -> Any:
         kind = _settled([part.type for part in parts]) if parts else column_type(spec)
         columns[spec.name] = pa.chunked_array(
             [part if part.type == kind else part.cast(kind) for part in parts], kind
-        )  # a cast, needed or not, imports a third of a second of pyarrow
+        )  # a cast, needed or not, imports pyarrow.compute, which takes long
     return pa.table(columns)
 
 

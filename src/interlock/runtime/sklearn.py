@@ -288,7 +288,7 @@ def skops_io() -> Any:
 
 class _Hidden:
     """What skops need not import: to list scikit-learn's classes it imports all of its modules, and these
-    import PyTorch, where that is installed: three seconds and 200 MB for nothing that a model uses."""
+    import PyTorch, where that is installed: about as long as all the rest, for nothing that a model uses."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:
