@@ -5,7 +5,7 @@ Bare: one process a core, each with an ONNX Runtime session of one thread and it
 as float32, in the batch size that was fastest; nothing is read or written. Ours: the whole command, from
 start to exit, which reads Parquet and writes Parquet; `steady` is its rate without what a run takes that has
 so few rows that each process is started for one part. Memory is the proportional set size of all processes of
-the command, less that of the bare processes.
+the command, less that of the bare processes, in a run of its own.
 At last the command is killed (SIGKILL) half-way and given again: the output has to be the same to the byte.
 """
 
@@ -63,17 +63,14 @@ sys.stdin.readline()
 """
 
 
-class Result(msgspec.Struct, frozen=True):
-    """Rows per second of each round, the ratios, and megabytes (10**6) of memory."""
+class Measured(msgspec.Struct, frozen=True):
+    """Rows per second of each round, medians of the rounds' ratios, and megabytes (10**6) of memory."""
 
-    machine: Machine
     model: str
-    rows: int
-    cores: int
     bare_batch: int
-    bare_rows_per_s: list[float]
-    score_rows_per_s: list[float]
-    steady_rows_per_s: list[float]
+    bare_rows_per_s: list[int]
+    score_rows_per_s: list[int]
+    steady_rows_per_s: list[int]
     ratio: float
     steady_ratio: float
     bare_mb: float
@@ -82,71 +79,89 @@ class Result(msgspec.Struct, frozen=True):
     resumed_rows: int
 
 
+class Result(msgspec.Struct, frozen=True):
+    """What each model gave on one machine."""
+
+    machine: Machine
+    rows: int
+    cores: int
+    models: list[Measured]
+
+
 def main() -> None:
     """Prepare, measure in alternating rounds, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--trees", type=int, default=200)
+    parser.add_argument("--trees", type=int, nargs="+", default=[200, 500, 1000])
     parser.add_argument("--depth", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-record", action="store_true")
     options = parser.parse_args()
-    cores = usable_cores()
-    with tempfile.TemporaryDirectory() as text:
-        work = Path(text)
-        rows = prepare(work, options.csv, options.trees, options.depth)
-        sizes = {size: bare(work, rows, cores, size)[0] for size in BATCHES}
-        best = max(sizes, key=lambda size: sizes[size])
-        started_s = min(scored(work, "few.parquet")[0] for _ in range(3))
-        bare_rates, rates, steady = [], [], []
-        bare_bytes = score_bytes = 0
-        for _ in range(options.rounds):
-            rate, held = bare(work, rows, cores, best)
-            bare_rates.append(rate)
-            bare_bytes = max(bare_bytes, held)
-            seconds, held = scored(work, "rows.parquet")
-            rates.append(rows / seconds)
-            steady.append((rows - FEW * cores) / (seconds - started_s))
-            score_bytes = max(score_bytes, held)
-        resumed = killed_and_resumed(work)
-        pairs = zip(rates, bare_rates, strict=True), zip(steady, bare_rates, strict=True)
-        ratio, steady_ratio = (statistics.median(ours / theirs for ours, theirs in pair) for pair in pairs)
-        result = Result(
-            this_machine(),
-            f"random forest, {options.trees} trees of depth {options.depth}, as ONNX",
-            rows,
-            cores,
-            best,
-            [round(rate) for rate in bare_rates],
-            [round(rate) for rate in rates],
-            [round(rate) for rate in steady],
-            round(ratio, 3),
-            round(steady_ratio, 3),
-            round(bare_bytes / 1e6, 1),
-            round(score_bytes / 1e6, 1),
-            round((score_bytes - bare_bytes) / 1e6, 1),
-            resumed,
-        )
-    print(msgspec.json.format(msgspec.json.encode(result), indent=1).decode())
+    machine, cores, models = this_machine(), usable_cores(), []
+    frame, forest = fitted(options.csv, max(options.trees), options.depth)
+    rows, grown = len(frame), forest.estimators_
+    for trees in options.trees:
+        forest.estimators_ = grown[:trees]
+        with tempfile.TemporaryDirectory() as text:
+            prepare(Path(text), frame, forest)
+            name = f"random forest, {trees} trees of depth {options.depth}, as ONNX"
+            models.append(measured(Path(text), name, rows, cores, options.rounds))
+        print(msgspec.json.format(msgspec.json.encode(models[-1]), indent=1).decode(), flush=True)
     if not options.no_record:
-        print(write_result("score", result))
+        print(write_result("score", Result(machine, rows, cores, models)))
 
 
-def prepare(work: Path, csv: Path, trees: int, depth: int) -> int:
-    """A home with the model, the rows as Parquet and as an array; how many there are."""
+def measured(work: Path, model: str, rows: int, cores: int, rounds: int) -> Measured:
+    """One model: each round has the bare model, the command with few rows, and with all."""
+    sizes = {size: bare(work, rows, cores, size)[0] for size in BATCHES}
+    best = max(sizes, key=lambda size: sizes[size])
+    bare_rates, rates, steady, bare_bytes = [], [], [], 0
+    for _ in range(rounds):
+        rate, held = bare(work, rows, cores, best)
+        bare_rates.append(rate)
+        bare_bytes = max(bare_bytes, held)
+        few_s, all_s = scored(work, "few.parquet"), scored(work, "rows.parquet")
+        rates.append(rows / all_s)
+        steady.append((rows - FEW * cores) / (all_s - few_s))
+    score_bytes = most_held(work)
+    pairs = zip(rates, bare_rates, strict=True), zip(steady, bare_rates, strict=True)
+    ratio, steady_ratio = (statistics.median(ours / theirs for ours, theirs in pair) for pair in pairs)
+    return Measured(
+        model,
+        best,
+        [round(rate) for rate in bare_rates],
+        [round(rate) for rate in rates],
+        [round(rate) for rate in steady],
+        round(ratio, 3),
+        round(steady_ratio, 3),
+        round(bare_bytes / 1e6, 1),
+        round(score_bytes / 1e6, 1),
+        round((score_bytes - bare_bytes) / 1e6, 1),
+        killed_and_resumed(work),
+    )
+
+
+def fitted(csv: Path, trees: int, depth: int) -> tuple[Any, Any]:
+    """The rows as a DataFrame, and a forest that has learnt from 60,000 of them."""
     import pandas
-    from skl2onnx import to_onnx
     from sklearn.ensemble import RandomForestClassifier
 
     frame = pandas.read_csv(csv)
     target = frame.pop("Class").astype(int).to_numpy()
+    picked = np.random.default_rng(0).choice(len(frame), 60_000, replace=False)
+    forest = RandomForestClassifier(trees, max_depth=depth, n_jobs=-1, random_state=0)
+    return frame, forest.fit(frame.to_numpy(np.float32)[picked], target[picked])
+
+
+def prepare(work: Path, frame: Any, forest: Any) -> None:
+    """A home with the model, the rows as Parquet and as an array."""
+    from skl2onnx import to_onnx
+
     frame.to_parquet(work / "rows.parquet", row_group_size=len(frame))
     frame.head(FEW * usable_cores()).to_parquet(work / "few.parquet")
     values = frame.to_numpy(np.float32)
     np.save(work / "rows.npy", values)
-    picked = np.random.default_rng(0).choice(len(values), 60_000, replace=False)
-    forest = RandomForestClassifier(trees, max_depth=depth, n_jobs=-1, random_state=0)
-    proto = to_onnx(forest.fit(values[picked], target[picked]), values[:1], options={"zipmap": False})
+    proto = to_onnx(forest, values[:1], options={"zipmap": False})
     folder = work / "home" / "artifacts" / "new"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(proto.SerializeToString())
@@ -166,7 +181,6 @@ def prepare(work: Path, csv: Path, trees: int, depth: int) -> int:
     ledger = Ledger(work / "home" / "ledger.db")
     ledger.put_version(version, time.time())
     ledger.close()
-    return len(values)
 
 
 def bare(work: Path, rows: int, cores: int, size: int) -> tuple[float, int]:
@@ -208,15 +222,23 @@ def go_on(process: "subprocess.Popen[bytes]") -> None:
     process.stdin.flush()
 
 
-def scored(work: Path, name: str) -> tuple[float, int]:
-    """Seconds of the whole command, and the most bytes that its processes held together."""
+def scored(work: Path, name: str) -> float:
+    """Seconds of the whole command."""
     output = work / "out.parquet"
     output.unlink(missing_ok=True)
     began_s = time.monotonic()
-    command = started(work, name, output)
+    ended(started(work, name, output))
+    return time.monotonic() - began_s
+
+
+def most_held(work: Path) -> int:
+    """The most bytes that the command's processes held together, in a run of its own: to look costs time."""
+    output = work / "out.parquet"
+    output.unlink(missing_ok=True)
+    command = started(work, "rows.parquet", output)
     with watched(command.pid) as most:
         ended(command)
-    return time.monotonic() - began_s, max(most)
+    return max(most)
 
 
 def killed_and_resumed(work: Path) -> int:

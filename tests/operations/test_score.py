@@ -414,15 +414,19 @@ def kill_and_resume(ctx: Context, folder: Path, kills: int, seed: int, rows: int
     parts = folder / ".out.parquet.parts"
     output = folder / "out.parquet"
     done_before = 0
-    for _ in range(kills):
+    for kill in range(kills):
         child = subprocess.Popen(command(ctx.home, folder), start_new_session=True)
         wanted = min(done_before + draw.randint(0, 2), -(-rows // 1024))
         until(lambda: len(list(parts.glob("*.arrow"))) >= wanted or child.poll() is not None)  # noqa: B023
         until_s = time.monotonic() + draw.uniform(0, 0.2)
         while time.monotonic() < until_s and child.poll() is None:
             os.sched_yield()
-        os.kill(child.pid, signal.SIGKILL)
+        child.kill()
         child.wait()
+        if output.exists() and not parts.exists():  # it had done all
+            assert kill
+            break
+        assert child.returncode == -signal.SIGKILL
         assert not output.exists() or output.read_bytes() == whole.read_bytes()
         left = len(list(parts.glob("*.arrow")))
         assert left >= done_before or output.exists()

@@ -158,6 +158,10 @@ def _run(
     for maker in makers * TURNS:
         free.put(maker)
 
+    def start(maker: ScoreBatch) -> int:
+        maker.start()
+        return 0
+
     def one(index: int, rows: Any) -> int:
         maker = free.get()
         try:
@@ -173,12 +177,15 @@ def _run(
         progress(scored)
         if not plan.rows:
             parts.write(0, _part(makers[0], plan, 0, file.schema_arrow.empty_table()))
+        else:  # while the first rows are read
+            waiting = {pool.submit(start, maker) for maker in makers}
         for index, rows in chunks(file, plan, done):
             waiting.add(pool.submit(one, index, rows))
             del rows
             while len(waiting) >= len(makers) * TURNS:
                 scored += _settled(waiting)
                 progress(scored)
+                parts.join(plan)
         while waiting:
             scored += _settled(waiting)
             progress(scored)

@@ -28,7 +28,7 @@ class ScoreBatch:
     one's columns are converted while another's are answered.
 
     Made of a folder and a Version record alone, so that any scheduler of batches can make it where it runs;
-    the process with the model starts with the first batch.
+    the process with the model starts with `start`, or with the first batch.
     """
 
     def __init__(self, folder: Path | str, version: Version, *, call_s: float = DEFAULT_CALL_S) -> None:
@@ -41,6 +41,10 @@ class ScoreBatch:
     def __reduce__(self) -> Any:
         folder, version, call_s = self._arguments
         return _made, (folder, version, call_s)
+
+    def start(self) -> None:
+        """Start the model's process now. Raises: LoadFailed, DigestMismatch, MissingExtra …"""
+        self._answerer.start()
 
     def __call__(self, batch: Any) -> dict[str, Array]:
         """The outputs by name, from an Arrow table or a dict of columns; other columns are ignored.

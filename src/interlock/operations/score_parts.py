@@ -121,6 +121,8 @@ class Parts:
         """Raises: ConfigError if another process is at it, or the folder cannot be written to."""
         self.output = output
         self.folder = output.parent / f".{output.name}.parts"
+        self._there: set[int] = set()
+        self._joined: _Joined | None = None
         while True:
             try:
                 self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -155,7 +157,8 @@ class Parts:
         """The parts that are done already. Those of another plan are dropped, and `say` hears why."""
         before = self._plan()
         if before == plan:
-            return {index for index in range(plan.parts) if self._is_whole(plan, index)}
+            self._there = {index for index in range(plan.parts) if self._is_whole(plan, index)}
+            return set(self._there)
         if (self.folder / "plan.json").exists():
             say(f"starting anew: {_changed(before, plan)}")
         for old in self.folder.iterdir():
@@ -170,35 +173,40 @@ class Parts:
         with pa.ipc.new_file(sink, rows.schema) as writer:
             writer.write_table(rows)
         self._put(f"{index:09}.arrow", sink.getvalue())
+        self._there.add(index)
+
+    def join(self, plan: Plan) -> None:
+        """Put into the output what has all parts before it, so that little is left to do at the end.
+
+        For one thread at a time; others may write parts meanwhile. Raises: OSError.
+        """
+        if self._joined is None:
+            self._joined = _Joined(self.folder / "final.parquet", plan, self._part)
+        self._joined.take(self._there)
 
     def finish(self, plan: Plan) -> int:
         """Put all parts together, and the output in its place by one rename; how many rows have an error.
 
         Raises: OSError; then nothing of the output is there, and the parts are kept.
         """
-        schema = unified([self._part(index).schema for index in range(plan.parts)])
-        path = self.folder / "final.parquet"
-        failed = 0
-        with path.open("wb") as file:
-            with parquet.ParquetWriter(file, schema) as writer:
-                for rows in self._groups(plan, schema):
-                    if plan.errors == "null":
-                        failed += rows.num_rows - rows[ERROR].null_count
-                    writer.write_table(rows, row_group_size=_GROUP_ROWS)
-            file.flush()
-            os.fsync(file.fileno())
-            stat = os.fstat(file.fileno())
+        self.join(plan)
+        assert self._joined is not None
+        stat = self._joined.end()
         self._put("finished", f"{stat.st_dev} {stat.st_ino} {stat.st_size}".encode())
-        path.rename(self.output)
+        self._joined.path.rename(self.output)
         _sync(self.output.parent)
-        return failed
+        return self._joined.failed
 
     def remove(self) -> None:
-        """Nothing of the parts is needed any more."""
+        """Nothing of the parts is needed any more; what `was_finished` reads goes last."""
+        for part in self.folder.glob("*.arrow"):
+            part.unlink()
         shutil.rmtree(self.folder)
 
     def close(self) -> None:
         """Let another process have the lock; an empty folder goes."""
+        if self._joined is not None:
+            self._joined.close()
         if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == ["lock"]:
             self.remove()
         os.close(self._lock)
@@ -208,15 +216,6 @@ class Parts:
             return msgspec.json.decode((self.folder / "plan.json").read_bytes(), type=Plan)
         except (OSError, msgspec.MsgspecError):
             return None
-
-    def _groups(self, plan: Plan, schema: Any) -> Iterator[Any]:
-        gathered: list[Any] = []
-        for index in range(plan.parts):
-            part = self._part(index).read_all()
-            gathered.append(part if part.schema.equals(schema) else part.cast(schema))
-            if sum(part.num_rows for part in gathered) >= _GROUP_ROWS or index + 1 == plan.parts:
-                yield pa.concat_tables(gathered).combine_chunks()
-                gathered = []
 
     def _part(self, index: int) -> Any:
         return pa.ipc.open_file(pa.memory_map(str(self.folder / f"{index:09}.arrow")))
@@ -242,6 +241,62 @@ class Parts:
             partial.unlink(missing_ok=True)
             raise
         _sync(self.folder)
+
+
+class _Joined:
+    """The output as far as it goes: whole row groups, each of some parts that follow each other.
+
+    Where a group ends depends on the plan alone, and so do the bytes that are written.
+    """
+
+    def __init__(self, path: Path, plan: Plan, part: Callable[[int], Any]) -> None:
+        self.path = path
+        self.failed = 0
+        self._plan = plan
+        self._part = part
+        self._file = path.open("wb")
+        self._schema: Any = None
+        self._writer: Any = None
+        self._next = 0
+
+    def take(self, there: Collection[int]) -> None:
+        """Write the groups whose parts are all `there`."""
+        parts_a_group = -(-_GROUP_ROWS // self._plan.part_rows)
+        while self._next < self._plan.parts:
+            stop = min(self._next + parts_a_group, self._plan.parts)
+            if not all(index in there for index in range(self._next, stop)):
+                return
+            parts = [self._part(index).read_all() for index in range(self._next, stop)]
+            schema = unified([self._schema or parts[0].schema, *(part.schema for part in parts)])
+            if schema != self._schema:
+                self._begin(schema)  # anew, if only now a text is no UTF-8
+                continue
+            same = (part if part.schema == schema else part.cast(schema) for part in parts)
+            rows = pa.concat_tables(same).combine_chunks()
+            if self._plan.errors == "null":
+                self.failed += rows.num_rows - rows[ERROR].null_count
+            self._writer.write_table(rows, row_group_size=_GROUP_ROWS)
+            self._next = stop
+
+    def _begin(self, schema: Any) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        # A dictionary of floats takes longer to make than all the rest, and saves nearly nothing.
+        repeated = [field.name for field in schema if not pa.types.is_floating(field.type)]
+        self._schema = schema
+        self._writer = parquet.ParquetWriter(self._file, schema, use_dictionary=repeated)
+        self._next = self.failed = 0
+
+    def end(self) -> os.stat_result:
+        """Write the footer, and all to the disk."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno())
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        self._file.close()
 
 
 def _changed(before: Plan | None, plan: Plan) -> str:

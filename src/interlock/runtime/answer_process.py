@@ -100,6 +100,11 @@ class Answerer:
         """The child's, None while there is none."""
         return None if self._child is None else self._child.pid
 
+    def start(self) -> None:
+        """Begin now, not with the first question. Raises: LoadFailed, DigestMismatch … from the load."""
+        with self._asking:
+            self._running()
+
     def answer(self, inputs: Tensors) -> Tensors:
         """The outputs for inputs [rows, ...], in calls as a lane would make them.
 
@@ -173,21 +178,24 @@ class Answerer:
 
     def _asked(self, inputs: Tensors, most_rows: int, first_only: bool) -> "Answers | _Crash":
         with self._asking:
-            if self._closed:
-                raise ModelCrashed(f"{self.version.key}: its process was closed")
-            if self._child is None:
-                self._child = _Child(self._start)
-                if self._closed:  # meanwhile, by another thread
-                    self._child.kill()
-                try:
-                    self._child.load(self._start, self._load_s)
-                except BaseException:
-                    self._forget()
-                    raise
-            found = self._child.ask(inputs, most_rows, first_only, self._call_s)
+            found = self._running().ask(inputs, most_rows, first_only, self._call_s)
             if isinstance(found, _Crash):
                 self._forget()
             return found
+
+    def _running(self) -> "_Child":
+        if self._closed:
+            raise ModelCrashed(f"{self.version.key}: its process was closed")
+        if self._child is None:
+            self._child = _Child(self._start)
+            if self._closed:  # meanwhile, by another thread
+                self._child.kill()
+            try:
+                self._child.load(self._start, self._load_s)
+            except BaseException:
+                self._forget()
+                raise
+        return self._child
 
     def _forget(self) -> None:
         child, self._child = self._child, None
