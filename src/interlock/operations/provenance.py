@@ -144,9 +144,9 @@ def environment() -> Environment:
     """What is installed here, by name; of a distribution that is there twice, the one that Python imports."""
     packages: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name and distribution.version:
-            packages.setdefault(str(name), str(distribution.version))
+        said = distribution.metadata  # a property that parses a file each time
+        if said["Name"] and said["Version"]:
+            packages.setdefault(str(said["Name"]), str(said["Version"]))
     ordered = {name: packages[name] for name in sorted(packages, key=str.lower)}
     return Environment(platform.python_version(), platform.platform(), ordered)
 

@@ -3,6 +3,7 @@
 `python -m interlock.runtime.check_process REQUEST` is the child; `run_check` starts it.
 """
 
+import gc
 import os
 import resource
 import shutil
@@ -277,6 +278,7 @@ def _child(desk: Path) -> None:
 
     try:
         if request.out is not None:
+            gc.set_threshold(50_000, 20, 50)  # converters are large imports, and make hardly any garbage
             prepared = prepare(folder, request.version, reference, Path(request.out), begin)
             outcome = _Outcome(prepared=prepared)
         else:
