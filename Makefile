@@ -24,8 +24,9 @@ promtool := .cache/promtool
 # What pip would compile on one core, `compiled` does on all.
 pip_install = -m pip install -qq --no-compile --disable-pip-version-check
 
-# $(call compiled,FOLDER): the bytecode of all packages in a virtual environment; templates that are no Python fail.
-compiled = $(1)/bin/python -m compileall -qq -j 0 $(1)/lib/python3*/site-packages >/dev/null || true
+# $(call compiled,FOLDER): the bytecode of the packages in a virtual environment, but for what is seldom imported;
+# templates that are no Python fail.
+compiled = $(1)/bin/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(1)/lib/python3*/site-packages >/dev/null || true
 
 # $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists.
 define make_venv
@@ -36,10 +37,14 @@ define make_venv
 		echo "make: creating $(1) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(1); }
 endef
 
+# One at a time: targets are made beside each other, and apt has locks that it does not wait for.
+apt_alone = exec 9>"$${TMPDIR:-/tmp}/interlock-apt-$$(id -u).lock" && flock 9
+
 # $(call apt_get,PACKAGE): install it, as root or through sudo; say what to do where neither can be had.
 apt_get = echo "make: installing $(1)"; \
 	as_root=""; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
-	{ $$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -qq -y $(1); } >/dev/null 2>&1 \
+	( $(apt_alone) && $$as_root apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -qq -y $(1) ) >/dev/null 2>&1 \
 		|| { echo "make: could not install $(1); install it by hand (apt-get install $(1)) and run make again" >&2; exit 1; }
 
 # $(call need,COMMAND,PACKAGE): the apt package, only where the command is absent.
@@ -75,9 +80,9 @@ $(promtool):
 	@if command -v promtool >/dev/null; then ln -sf "$$(command -v promtool)" $@; else \
 		echo "make: fetching promtool"; \
 		as_root=""; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
-		{ $$as_root apt-get update -qq && cd $(@D) && apt-get download -qq prometheus \
+		( $(apt_alone) && $$as_root apt-get update -qq && cd $(@D) && apt-get download -qq prometheus \
 			&& dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > promtool.part \
-			&& rm prometheus_*.deb && chmod +x promtool.part && mv promtool.part promtool; } 2>/dev/null \
+			&& rm prometheus_*.deb && chmod +x promtool.part && mv promtool.part promtool ) 2>/dev/null \
 		|| { echo "make: could not fetch promtool; install Prometheus' package and run make again" >&2; exit 1; }; \
 	fi
 
@@ -107,7 +112,8 @@ format: $(installed)  ## rewrite the files as ruff wants them
 
 # Three passes, the second and third for what starts real nodes and processes. A test that says that it may run
 # beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
-test: $(installed) $(kserve_installed) $(promtool)  ## every test but the soak runs
+test:  ## every test but the soak runs
+	@$(MAKE) -s -j3 $(installed) $(kserve_installed) $(promtool)
 	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
 	@echo "make: the tests that start real nodes and may run beside another, three at a time"
 	@$(bin)/pytest -q -n 3 --dist loadgroup -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
