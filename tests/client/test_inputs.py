@@ -209,3 +209,16 @@ def test_pandas_is_not_imported_for_those_who_do_not_use_it() -> None:
     code = "import sys, interlock; interlock.Client, interlock.AsyncClient; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("values", [[1, 2**63 + 5], [2**53 + 1, 2**64 - 1], [0, 2**63 - 1]])
+def test_whole_numbers_of_any_size_keep_all_digits(values: list[int]) -> None:
+    """NumPy makes floats of a list in which some are negative or small and some fit only into UINT64."""
+    big = Metadata("big", (Tensor("x", "UINT64", (-1,)),))
+    assert lists(inputs_of(values, big)) == {"x": values}
+    assert lists(inputs_of({"x": tuple(values)}, big)) == {"x": values}
+
+
+def test_large_floats_stay_floats() -> None:
+    assert lists(inputs_of([[1.5, 2.0**70]], ONE)) == {"x": [[1.5, 2.0**70]]}
+    assert lists(inputs_of([[2**70, -np.inf]], ONE)) == {"x": [[2.0**70, -np.inf]]}

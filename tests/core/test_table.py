@@ -122,7 +122,7 @@ def test_a_number_too_large_for_the_float_is_named_and_infinity_stays() -> None:
 
 def test_texts_become_integers_whole_and_truths_in_any_case() -> None:
     big = [2**53 + 1, -(2**63), 2**63 - 1]
-    for values in ([f" {number}" for number in big], [b"%d" % number for number in big]):
+    for values in ([f" {number}" for number in big], [b"%d" % number for number in big], [*big]):
         assert cast("n", np.array(values, object), "INT64").tolist() == big
     assert cast("n", np.array(["18446744073709551615"]), "UINT64").tolist() == [2**64 - 1]
     assert cast("n", np.array(["2.0", "3"], object), "INT64").tolist() == [2, 3]

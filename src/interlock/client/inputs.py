@@ -25,14 +25,19 @@ class Sent(msgspec.Struct, frozen=True):
     array: Array
 
 
+_EXACT = 2.0**53
+"""From here on a float does not hold each integer."""
+
+
 def inputs_of(data: Any, metadata: Metadata) -> list[Sent]:
     """The inputs that ask a model about `data`.
 
     `data`: an array or a list of rows, for a model with one input or a table; one row alone; columns or
-    inputs by name (a dict of arrays or lists, a DataFrame); or a list of records (dicts). Raises:
-    InputMismatch, ShapeMismatch, DatatypeMismatch, before anything is sent. >>> metadata = Metadata("m",
-    (Tensor("x", "FP32", (-1, 2)),)) >>> inputs_of([[1, 2.5]], metadata)[0].array array([[1. , 2.5]],
-    dtype=float32)
+    inputs by name (a dict of arrays or lists, a DataFrame); or a list of records (dicts).
+    Raises: InputMismatch, ShapeMismatch, DatatypeMismatch, before anything is sent.
+    >>> metadata = Metadata("m", (Tensor("x", "FP32", (-1, 2)),))
+    >>> inputs_of([[1, 2.5]], metadata)[0].array
+    array([[1. , 2.5]], dtype=float32)
     """
     if not metadata.inputs:
         raise InputMismatch(f"model '{metadata.name}' has no inputs")
@@ -160,6 +165,8 @@ def _array(name: str, values: Any) -> Array:
     if array.dtype.kind in "SU":
         # NumPy would write numbers out among texts, and cut the zeros off the end of bytes.
         return np.array(values, np.object_)
+    if array.dtype.kind == "f" and (np.abs(array) >= _EXACT).any():
+        return np.array(values, np.object_)  # integers of which some fit only into UINT64 become floats
     return array
 
 

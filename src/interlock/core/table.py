@@ -173,7 +173,7 @@ _WORDS = {b"true": 1.0, b"false": 0.0, b"": float("nan"), MISSING: float("nan")}
 def _numbers(name: str, values: Array, datatype: str, kind: str) -> Array:
     """Texts and objects as numbers: what a CSV file, or a table of mixed columns in one tensor, brings."""
     items = values.tolist()
-    if DATATYPES[datatype].kind in "iu" and set(map(type, items)) <= {str, bytes}:
+    if DATATYPES[datatype].kind in "iu" and set(map(type, items)) <= {str, bytes, int}:
         try:
             # As integers: a float holds 53 bits.
             return np.array(list(map(int, items)), DATATYPES[datatype])
