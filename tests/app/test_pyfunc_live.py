@@ -93,7 +93,7 @@ def logged(folder: Path, ctx: Context, name: str) -> Path:
 
 
 def said_by_mlflow(python: Path, folder: Path, rows: object) -> object:
-    command = [python, "-W", "ignore", "-c", ASK, str(folder), json.dumps(rows)]
+    command = [str(python), "-W", "ignore", "-c", ASK, str(folder), json.dumps(rows)]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     said = subprocess.run(command, env=variables, check=True, timeout=100, capture_output=True, text=True)
     return json.loads(said.stdout.splitlines()[-1])
