@@ -34,9 +34,11 @@ import sys
 from pathlib import Path
 from interlock.operations.context import open_context
 from interlock.operations.register import register
-ctx = open_context(Path(sys.argv[1]), tracking_uri=sys.argv[2] or None)
-sys.stdin.read(1)
-print(register(ctx, sys.argv[3], Path(sys.argv[4])).number)
+for line in sys.stdin:
+    home, uri, path = line.rstrip("\\n").split("\\t")
+    ctx = open_context(Path(home), tracking_uri=uri or None)
+    print(register(ctx, "race", Path(path)).number, flush=True)
+    ctx.close()
 """
 
 
@@ -70,6 +72,17 @@ def ctx(backend: Backend) -> Iterator[Context]:
     context = backend.open()
     yield context
     context.close()
+
+
+@pytest.fixture(scope="module")
+def registrars() -> "Iterator[list[subprocess.Popen[str]]]":
+    """Two processes that register what they are told: for all stores, as each imports MLflow first."""
+    command = [sys.executable, "-c", REGISTER]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    yield started
+    for process in started:
+        process.communicate(timeout=60)
 
 
 def a_model(folder: Path, factor: int = 2) -> Path:
@@ -178,29 +191,20 @@ def test_a_registration_that_fails_half_way_leaves_nothing(
     assert ctx.ledger.versions(f"half {stage}") == []
 
 
-def test_two_processes_that_register_at_once_get_two_numbers(backend: Backend, tmp_path: Path) -> None:
-    started = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                REGISTER,
-                backend.home,
-                backend.uri or "",
-                "race",
-                a_model(tmp_path, factor),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for factor in (5, 7)
-    ]
-    for process in started:
+def test_two_processes_that_register_at_once_get_two_numbers(
+    backend: Backend, registrars: "list[subprocess.Popen[str]]", tmp_path: Path
+) -> None:
+    for process, factor in zip(registrars, (5, 7), strict=True):
         assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=100)[0] for process in started]
+        print(
+            backend.home,
+            backend.uri or "",
+            a_model(tmp_path, factor),
+            sep="\t",
+            file=process.stdin,
+            flush=True,
+        )
+    answers = [process.stdout.readline() for process in registrars if process.stdout is not None]
     assert sorted(answers) == ["1\n", "2\n"]
     context = backend.open()
     try:
