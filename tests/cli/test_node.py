@@ -65,6 +65,7 @@ def a_model(folder: Path, weight: float) -> Path:
 
 
 @pytest.mark.beside
+@pytest.mark.usefixtures("home_with_store")
 def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     assert "registered sum version 1 (onnx, inline)" in good("register", "sum", str(a_model(tmp_path, 1)))
     assert "no node runs here" in good("release", "sum", "--now")
