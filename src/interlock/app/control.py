@@ -2,9 +2,9 @@
 
 It may be killed at any moment: all that it decides is in the ledger before anybody hears of it, and workers
 serve on without it. MLflow is imported when somebody first asks the registry, in that request's thread: it
-takes seconds, and more memory than all the rest. The ledger is asked meanwhile, so what changes how SQLAlchemy
-builds a query is imported before, by `sqlalchemy.orm`: while MLflow imported it, it was half there for some
-milliseconds, and a query failed.
+takes seconds, and more memory than all the rest. The ledger is asked meanwhile, so what changes how
+SQLAlchemy builds a query is imported before, by `sqlalchemy.orm`: while MLflow imported it, it was half there
+for some milliseconds, and a query failed.
 """
 
 import asyncio

@@ -20,8 +20,8 @@ ALWAYS = {
 UNLESS_SET = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 """Three tries within about three seconds; by themselves eight, within four minutes."""
 SELDOM = (50_000, 20, 50)
-"""How often garbage is looked for: by itself every 700 objects, and importing MLflow makes a million, of which
-hardly any is garbage. That took a third of the import."""
+"""How often garbage is looked for: by itself every 700 objects, and importing MLflow makes a million, of
+which hardly any is garbage. That took a third of the import."""
 LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
 
 
