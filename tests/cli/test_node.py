@@ -64,13 +64,22 @@ def a_model(folder: Path, weight: float) -> Path:
     return path
 
 
+def control_has_mlflow() -> bool:
+    """Whether control holds the libraries that MLflow alone brings in there."""
+    processes = json.loads(good("status", "--json"))["node"]["processes"]
+    (pid,) = (one["report"]["pid"] for one in processes if one["report"]["process"] == "control")
+    return "/pandas/" in Path(f"/proc/{pid}/maps").read_text()
+
+
 @pytest.mark.beside
+@pytest.mark.usefixtures("home_with_store")
 def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     assert "registered sum version 1 (onnx, inline)" in good("register", "sum", str(a_model(tmp_path, 1)))
     assert "no node runs here" in good("release", "sum", "--now")
     urls = json.loads(good("up", "--detach", *ANY_PORTS, "--json"))
     # What was released before the node was there is live when `up` returns.
     assert good("predict", "sum", "--data", "[[1, 2, 3, 4], [0, 0, 0, 1]]").split() == ["Y", "10.0", "1.0"]
+    assert not control_has_mlflow()
 
     good("register", "sum", str(a_model(tmp_path, 2)))
     early = run("predict", "sum", "--version", "2", "--data", "[1, 2, 3, 4]")
@@ -80,6 +89,7 @@ def test_a_models_whole_life(home: Path, tmp_path: Path) -> None:
     answer = json.loads(good("predict", "sum", "--data", "[1, 2, 3, 4]", "--json"))
     assert (answer["model_version"], answer["outputs"][0]["data"]) == ("2", [20.0])
     versions = json.loads(good("versions", "sum", "--json"))
+    assert control_has_mlflow()
     assert [(v["number"], v["live"], v["state"]) for v in versions] == [
         ("2", True, "ready"),
         ("1", False, ""),

@@ -1,6 +1,7 @@
 """Decides how the admin API describes itself: OpenAPI schemas made from the structs that it answers with."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -68,5 +69,10 @@ _MEANINGS = {
 
 
 def _json(kind: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": dict(_schema(kind))}}
+
+
+@cache  # most routes may answer with the same few
+def _schema(kind: Any) -> dict[str, Any]:
     (schema,), _ = msgspec.json.schema_components((kind,), ref_template=REF)
-    return {"application/json": {"schema": schema}}
+    return schema

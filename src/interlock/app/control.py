@@ -1,19 +1,20 @@
 """Owns the control process, `python -m interlock.app.control ARGS`: letters, the rollout loop, the admin API.
 
 It may be killed at any moment: all that it decides is in the ledger before anybody hears of it, and workers
-serve on without it. MLflow is imported after the admin port answers, in a thread, as it takes seconds. The
-ledger is asked meanwhile, so what changes how SQLAlchemy builds a query is imported before the thread starts,
-by `sqlalchemy.orm`: while MLflow imported it, it was half there for some milliseconds, and a query failed.
+serve on without it. MLflow is imported when somebody first asks the registry, in that request's thread: it
+takes seconds, and more memory than all the rest. The ledger is asked meanwhile, so what changes how
+SQLAlchemy builds a query is imported before, by `sqlalchemy.orm`: while MLflow imported it, it was half there
+for some milliseconds, and a query failed.
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,8 +133,6 @@ class Control:
             asyncio.create_task(take_feedback(self._feedback), name="feedback"),
         ]
         self._tasks.add(asyncio.create_task(asyncio.to_thread(self.certify_missed)))
-        # Not in the loop's pool, for which the end of the process would wait.
-        threading.Thread(target=self._import_registry, name="import", daemon=True).start()
         self._follower.start()
         log.info("up", extra=logs.fields(admin_port=self._config.admin_port))
         try:
@@ -330,16 +329,6 @@ class Control:
             if now_s - since_s >= FOLD_AFTER_S:
                 fold(self._run_folder, path)
 
-    def _import_registry(self) -> None:
-        started_s = time.monotonic()
-        try:
-            _ = self._context.registry.client
-        except Exception as error:
-            # Requests that need it say so each for themselves; serving and releasing go on.
-            log.error("the registry cannot be opened", extra=logs.fields(error=str(error)))
-            return
-        log.info("registry", extra=logs.fields(import_s=round(time.monotonic() - started_s, 3)))
-
 
 class _AdminServer(uvicorn.Server):
     """uvicorn without its own signal handlers: it would leave before letters are closed."""
@@ -360,6 +349,7 @@ def main(argument: str) -> int:
     os.umask(0o077)
     # Where cores are few, answers go before releases, metrics and the registry's work.
     os.nice(NICE)
+    gc.set_threshold(50_000, 20, 50)  # as in a worker
     args = decode_args(argument)
     config = args.config
     logs.set_up(args.process, config.log_level, secrets=[read_token(config.home) or ""])
@@ -385,5 +375,5 @@ def main(argument: str) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1])
     logging.shutdown()
-    # The thread that imports the registry may be in the middle of it: nobody waits for that.
+    # A thread may be in the middle of importing the registry: nobody waits for that.
     os._exit(code)
