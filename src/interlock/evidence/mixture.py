@@ -105,7 +105,7 @@ def log_sum(logs: Sequence[float]) -> float:
     greatest = max(logs, default=-inf)
     if greatest in (inf, -inf):
         return greatest
-    return greatest + log(sum(exp(value - greatest) for value in logs))
+    return greatest + log(sum([exp(value - greatest) for value in logs]))
 
 
 def log_threshold(alpha: float, gates: int = 1) -> float:
