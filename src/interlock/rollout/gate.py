@@ -369,7 +369,10 @@ def _versus(epochs: Sequence[EpochTally], of: Callable[[ArmTally, int], tuple[in
     words = []
     for name in ("candidate", "incumbent"):
         # While the candidate had no share, what the incumbent did is no comparison.
-        pairs = [of(getattr(epoch, name), index) for index, epoch in enumerate(epochs) if epoch.weight > 0.0]
-        bad, requests = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        bad = requests = 0
+        for index, epoch in enumerate(epochs):
+            if epoch.weight > 0.0:
+                hits, of_all = of(getattr(epoch, name), index)
+                bad, requests = bad + hits, requests + of_all
         words.append(f"{name} {bad:,} of {requests:,} ({bad / max(requests, 1):.2%})")
     return ", ".join(words)
