@@ -261,7 +261,8 @@ def test_letters_of_all_languages(ctx: Context, given: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "named"),
     [
-        (10_000, True),
+        (2_000, True),
+        pytest.param(10_000, True, marks=pytest.mark.soak),
         pytest.param(10_000, False, marks=pytest.mark.soak),
     ],
 )

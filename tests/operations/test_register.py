@@ -236,77 +236,84 @@ def test_a_failure_at_any_stage_leaves_nothing(
     assert register(ctx, "iris", path).number == "1"
 
 
-# Each of these interpreters imports MLflow once, and lets children of its own be killed.
-CUT_OFF = """
+# One interpreter for all, since it takes seconds to import MLflow: children of its own are killed.
+KILLED = """
 import os, sys
 from pathlib import Path
 import mlflow
-from interlock.registry.mlflow import Registry
 import alembic.runtime.migration as m
+from interlock.operations import register as module
+from interlock.operations.context import open_context
+from interlock.registry.mlflow import Registry
+path, in_registry, in_ledger, made = map(Path, sys.argv[1:])
+kill = lambda *a, **k: os.kill(os.getpid(), 9)
+def in_child(act):
+    child = os.fork()
+    if not child:
+        act()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+for home, place, name in ((in_registry, Registry, "log_version"), (in_ledger, module, "put")):
+    def act():
+        setattr(place, name, kill)
+        module.register(open_context(home), "line", str(path))
+    in_child(act)
 step = m.HeadMaintainer.update_to_step
 left = [20]
 def update(self, *a, **k):
     left[0] -= 1
     if not left[0]:
-        os.kill(os.getpid(), 9)
+        kill()
     return step(self, *a, **k)
 m.HeadMaintainer.update_to_step = update
 for _ in range(2):
-    child = os.fork()
-    if not child:
-        Registry(Path(sys.argv[1])).models()
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    in_child(lambda: Registry(made).models())
 """
 
 
-def test_a_kill_while_the_registry_is_made_leaves_none_or_a_whole_one(interlock_home: Path) -> None:
-    interlock_home.mkdir(exist_ok=True)
-    assert output_of(CUT_OFF, interlock_home) == "-9\n-9\n"
-    assert not (interlock_home / "mlflow.db").exists()
-    assert len(list(interlock_home.glob(".mlflow.db-*[0-9a-f]"))) == 1, "of the first try nothing is left"
-    ctx = open_context(interlock_home)
+class Killed(NamedTuple):
+    """Homes in which a process was killed: in the middle of a registration, in the registry and before the
+    ledger, and while the registry itself was made, twice. `codes`: how the four processes ended."""
+
+    in_registry: Path
+    in_ledger: Path
+    made: Path
+    codes: list[str]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Killed:
+    folder = tmp_path_factory.mktemp("killed")
+    homes = in_registry, in_ledger, made = [folder / name for name in ("registry", "ledger", "made")]
+    for home in homes:
+        home.mkdir(mode=0o700)
+    for home in (in_registry, in_ledger):
+        shutil.copy(empty_store, home)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, *map(str, (scale(folder, 2), *homes))]
+    done = subprocess.run(command, timeout=100, check=True, stdout=subprocess.PIPE, text=True)
+    return Killed(in_registry, in_ledger, made, done.stdout.split())
+
+
+def test_a_kill_while_the_registry_is_made_leaves_none_or_a_whole_one(killed: Killed) -> None:
+    home = killed.made
+    assert killed.codes[2:] == ["-9", "-9"]
+    assert not (home / "mlflow.db").exists()
+    assert len(list(home.glob(".mlflow.db-*[0-9a-f]"))) == 1, "of the first try nothing is left"
+    ctx = open_context(home)
     assert ctx.registry.models() == []
     ctx.close()
-    assert not list(interlock_home.glob(".mlflow.db-*")), "what the killed left"
-    assert (interlock_home / "mlflow.db").stat().st_mode & 0o777 == 0o600
+    assert not list(home.glob(".mlflow.db-*")), "what the killed left"
+    assert (home / "mlflow.db").stat().st_mode & 0o777 == 0o600
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-import mlflow
-from interlock.operations import register as module
-from interlock.operations.context import open_context
-from interlock.registry.mlflow import Registry
-kill = lambda *a, **k: os.kill(os.getpid(), 9)
-for home, place, name in ((sys.argv[2], Registry, "log_version"), (sys.argv[3], module, "put")):
-    child = os.fork()
-    if not child:
-        setattr(place, name, kill)
-        module.register(open_context(Path(home)), "line", sys.argv[1])
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_a_kill_leaves_no_half_version(tmp_path: Path, empty_store: Path) -> None:
-    in_registry, in_ledger = tmp_path / "registry", tmp_path / "ledger"
-    for home in (in_registry, in_ledger):
-        home.mkdir(mode=0o700)
-        shutil.copy(empty_store, home)
-    assert output_of(KILLED, scale(tmp_path, 2), in_registry, in_ledger) == "-9\n-9\n"
-    with opened(in_registry) as ctx:
+def test_a_kill_leaves_no_half_version(killed: Killed) -> None:
+    assert killed.codes[:2] == ["-9", "-9"]
+    with opened(killed.in_registry) as ctx:
         assert ctx.ledger.versions() == [] and ctx.registry.models() == []
-    with opened(in_ledger) as ctx:
+    with opened(killed.in_ledger) as ctx:
         assert ctx.ledger.versions() == []
         version = resolve(ctx, "line")  # the registry has it whole: it is resolved like any other
         assert version.runtime == "onnx" and ctx.ledger.version("line", "1") == version
-
-
-def output_of(code: str, *arguments: Path) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
-    return subprocess.run(command, timeout=100, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def test_bytecode_of_a_models_modules_stays_out_of_its_artifact(

@@ -47,6 +47,7 @@ START_S = 1000.0
 UNIT_SHAPE = (0.5, 9.5)
 """Of the Beta distribution of the failure rates of users: .05 on average, and most of them never fail."""
 MEDIAN_S = 0.02
+_BOUNDS_S = np.array(BOUNDS_S)
 Rate = Callable[[float], float]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -89,8 +90,9 @@ def decisions_only() -> Iterator[None]:
     with (
         mock.patch("interlock.rollout.plan.judged", once),
         mock.patch("interlock.evidence.mixture.PRECISION", 1e-3),
-        mock.patch("interlock.rollout.gate.requests_needed", return_value=None),
-        mock.patch("interlock.rollout.paired_gates.requests_needed", return_value=None),
+        # No mock objects: they would keep the arguments of every call.
+        mock.patch("interlock.rollout.gate.requests_needed", lambda *given: None),
+        mock.patch("interlock.rollout.paired_gates.requests_needed", lambda *given: None),
     ):
         yield
 
@@ -190,17 +192,17 @@ class Canary:
             helped, failed_twice = mine & fails[1] & ~fails[0], mine & fails[1] & fails[0]
             found = msgspec.structs.replace(
                 found,
-                dropped=int((drawn & ~copied & mine).sum()),
-                shielded=int(helped.sum()) if shielded else 0,
-                unshielded=int(failed_twice.sum()) if shielded else 0,
+                dropped=number_of(drawn & ~copied & mine),
+                shielded=number_of(helped) if shielded else 0,
+                unshielded=number_of(failed_twice) if shielded else 0,
             )
             copies = self.pairs(fails, latencies_s, copied & ~mine, rng)
-            copies = msgspec.structs.replace(copies, dropped=int((drawn & ~copied & ~mine).sum()))
+            copies = msgspec.structs.replace(copies, dropped=number_of(drawn & ~copied & ~mine))
             key = ArmKey("iris", "2", row.id, number, COPY_ARM)
             counts[key] = counts.get(key, ArmCounts()).merge(ArmCounts(pairs=copies))
         for arm in (0, 1):
             own = mine if arm else ~mine
-            size, bad = int(own.sum()), int((own & fails[arm]).sum())
+            size, bad = number_of(own), number_of(own & fails[arm])
             key = ArmKey("iris", "12"[arm], row.id if number else LIVE.id, number, arm)
             got = ArmCounts(
                 dispatched=size,
@@ -213,10 +215,10 @@ class Canary:
             )
             counts[key] = counts[key].merge(got) if key in counts else got
         seen = mine & fails[1] & fails[0] if shielded else mine & fails[1]
-        ended.requests += int(mine.sum())
-        ended.failed += int((mine & fails[1]).sum())
-        ended.visible += int(seen.sum())
-        ended.harm += float(seen.sum() - rates[0][mine].sum())
+        ended.requests += number_of(mine)
+        ended.failed += number_of(mine & fails[1])
+        ended.visible += number_of(seen)
+        ended.harm += float(number_of(seen) - rates[0][mine].sum())
         ended.pairs = ended.pairs.merge(found).merge(copies)
 
     def copies(self, number: int, weight: float, mine: Bools, rng: np.random.Generator) -> tuple[Bools, bool]:
@@ -235,14 +237,14 @@ class Canary:
         """What comes of the requests that both versions run, each in a batch of its own."""
         theirs, ours = fails
         good = copied & ~ours & ~theirs
-        answers = int(good.sum())
+        answers = number_of(good)
         disagreed, unsound = rng.binomial(answers, (self.disagreement, self.unsound)).tolist()
-        slow = int((good & (latencies_s[1] > latencies_s[0] * self.policy.slower)).sum())
+        slow = number_of(good & (latencies_s[1] > latencies_s[0] * self.policy.slower))
         return PairCounts(
             good=answers,
-            worse=int((copied & ours & ~theirs).sum()),
-            better=int((copied & theirs & ~ours).sum()),
-            bad=int((copied & ours & theirs).sum()),
+            worse=number_of(copied & ours & ~theirs),
+            better=number_of(copied & theirs & ~ours),
+            bad=number_of(copied & ours & theirs),
             agreed=answers - disagreed,
             disagreed=disagreed,
             unsound_worse=unsound,
@@ -286,8 +288,12 @@ def both_fail(incumbent: Floats, candidate: Floats, given: float, drawn: Floats)
     return drawn < incumbent, alone | (drawn < joint)
 
 
+def number_of(which: Bools) -> int:
+    return int(np.count_nonzero(which))
+
+
 def histogram(latencies_s: Floats) -> Histogram:
-    counts = np.bincount(np.searchsorted(BOUNDS_S, latencies_s), minlength=BUCKETS)
+    counts = np.bincount(np.searchsorted(_BOUNDS_S, latencies_s), minlength=BUCKETS)
     return Histogram(tuple(counts.tolist()), float(latencies_s.sum()))
 
 

@@ -1,5 +1,7 @@
 """Runs the contract suite over all runtimes on real models, and over broken ones, which it must refuse."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,26 @@ from tests.runtime import models
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, folder: Path) -> tuple[Version, CheckReport]:
-    version = models.MODELS[name](folder)
-    return version, check(folder, version)
+Checked = Callable[[str], tuple[Path, Version, CheckReport]]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """A model by its name: its folder, its version and its report, made once for all who only look."""
+
+    @cache
+    def run(name: str) -> tuple[Path, Version, CheckReport]:
+        folder = tmp_path_factory.mktemp("model")
+        version = models.MODELS[name](folder)
+        return folder, version, check(folder, version)
+
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", models.MODELS)
-def test_every_runtime_passes_the_suite(name: str, tmp_path: Path) -> None:
-    version, report = run(name, tmp_path)
+def test_every_runtime_passes_the_suite(name: str, checked: Checked) -> None:
+    _, version, report = checked(name)
     assert report.failures == ()
     assert len(report.results) == 8
     assert report.signature.inputs and report.signature.outputs
@@ -37,12 +50,9 @@ def test_every_runtime_passes_the_suite(name: str, tmp_path: Path) -> None:
     assert isinstance(inspector_of(version.runtime), type(runtime_of(version.runtime)))
 
 
-def test_what_is_found(tmp_path: Path) -> None:
-    folders = {name: tmp_path / str(index) for index, name in enumerate(models.MODELS)}
-    found = {}
-    for name in ("two inputs, two outputs", "FP16", "fixed rows", "rows that see each other", "plain Python"):
-        folders[name].mkdir()
-        found[name] = run(name, folders[name])[1]
+def test_what_is_found(checked: Checked) -> None:
+    names = ("two inputs, two outputs", "FP16", "fixed rows", "rows that see each other", "plain Python")
+    found = {name: checked(name)[2] for name in names}
     both = found["two inputs, two outputs"]
     assert [spec.name for spec in both.signature.inputs] == ["a", "b"]
     assert both.signature.outputs == (TensorSpec("sum", "FP32", (-1, 3)), TensorSpec("gap", "FP32", (-1, 3)))
@@ -105,13 +115,13 @@ def test_rows_are_joined_only_where_every_input_and_output_has_them(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_classifier_answers_labels_and_probabilities(tmp_path: Path) -> None:
-    version, report = run("iris MLP with words", tmp_path)
+def test_a_classifier_answers_labels_and_probabilities(checked: Checked) -> None:
+    folder, version, report = checked("iris MLP with words")
     assert report.signature.outputs == (
         TensorSpec("label", "BYTES", (-1,)),
         TensorSpec("probabilities", "FP32", (-1, 3)),
     )
-    loaded = runtime_of("sklearn").load(tmp_path, version)
+    loaded = runtime_of("sklearn").load(folder, version)
     answer = loaded.predict({"input": models.X[:3].astype(np.float32)})
     assert answer["label"].tolist() == ["setosa"] * 3
     assert list(loaded.predict({"input": models.X[:1]}, ("probabilities",))) == ["probabilities"]
@@ -350,4 +360,4 @@ def test_a_signature_is_looked_for_within_the_declared_limit(tmp_path: Path) -> 
 @pytest.mark.parametrize("limit", [0, -1, "8", 8.0, True, None])
 def test_a_limit_that_is_no_number_of_rows_is_refused(limit: object, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=f"max_batch_rows = {limit!r}: want a whole number, 1 or more"):
-        run_check(tmp_path, counted(tmp_path, limit))
+        check(tmp_path, counted(tmp_path, limit))

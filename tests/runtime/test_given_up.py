@@ -20,16 +20,16 @@ ROWS = np.arange(150, dtype=np.float64).reshape(50, 3) / 150
 REASON = "kept as scikit-learn: its conversion was given up: "
 
 SOURCE = """
-import ctypes, os, sys
+import ctypes, os, sys, time
 import numpy as np
 from sklearn.base import BaseEstimator
 
-def spin():
+def hang():
     while True:
-        pass
+        time.sleep(1)
 
 WAYS = {
-    "spin": spin,
+    "hang": hang,
     "grow": lambda: np.ones(2**33),
     "crash": lambda: (print("the compiler broke", file=sys.stderr, flush=True), ctypes.string_at(0)),
     "leave": lambda: sys.exit(3),
@@ -38,7 +38,7 @@ WAYS = {
 class Touchy(BaseEstimator):
     '''Ends its process once it gets more rows than it was made for, in one of the WAYS.'''
 
-    def __init__(self, way="spin", most_rows=0):
+    def __init__(self, way="hang", most_rows=0):
         self.way, self.most_rows = way, most_rows
         self.n_features_in_ = 3
 
@@ -81,7 +81,7 @@ def prepared(folder: Path, estimator: Any, time_s: float = 60.0) -> tuple[Prepar
 @pytest.mark.parametrize(
     ("way", "time_s", "words"),
     [
-        ("spin", 12.0, "it did not finish within 12 s"),
+        ("hang", 12.0, "it did not finish within 12 s"),
         ("grow", 60.0, "it asked for more than 1024 MiB of memory"),
         ("crash", 60.0, "the process was killed by SIGSEGV; it last said: the compiler broke"),
         ("leave", 60.0, "its code ended the process (sys.exit, code 3)"),

@@ -1,9 +1,10 @@
 """States that merge: counts and histograms whose sum over workers, nodes and time is exact."""
 
 from bisect import bisect_left
-from typing import Any
+from operator import add, sub
 
 import msgspec
+from msgspec.structs import astuple
 
 from interlock.core.errors import ConfigError
 
@@ -12,6 +13,9 @@ BOUNDS_S: tuple[float, ...] = tuple(1e-5 * 2 ** (k / 4) for k in range(96))
 
 BUCKETS = len(BOUNDS_S) + 1
 """One more for what is above the last bound."""
+
+
+_NONE = (0,) * BUCKETS
 
 
 def bucket(seconds: float) -> int:
@@ -26,7 +30,7 @@ def bucket(seconds: float) -> int:
 class Histogram(msgspec.Struct, frozen=True):
     """Durations in the fixed buckets of `BOUNDS_S`; `sum_s` is their exact total."""
 
-    counts: tuple[int, ...] = (0,) * BUCKETS
+    counts: tuple[int, ...] = _NONE
     sum_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -39,15 +43,15 @@ class Histogram(msgspec.Struct, frozen=True):
 
     def merge(self, other: "Histogram") -> "Histogram":
         """The histogram of both populations together."""
-        return Histogram(
-            tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)), self.sum_s + other.sum_s
-        )
+        if other.counts is _NONE or self.counts is _NONE:  # of most arms some were never counted
+            counts = self.counts if other.counts is _NONE else other.counts
+        else:
+            counts = tuple(map(add, self.counts, other.counts))
+        return Histogram(counts, self.sum_s + other.sum_s)
 
     def minus(self, earlier: "Histogram") -> "Histogram":
         """What was added since an earlier reading of the same cumulative histogram."""
-        return Histogram(
-            tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)), self.sum_s - earlier.sum_s
-        )
+        return Histogram(tuple(map(sub, self.counts, earlier.counts)), self.sum_s - earlier.sum_s)
 
     def quantile(self, q: float) -> float | None:
         """The upper bound of the bucket in which quantile `q` lies; None when empty.
@@ -108,7 +112,7 @@ class PairCounts(msgspec.Struct, frozen=True):
 
     def merge(self, other: "PairCounts") -> "PairCounts":
         """Both together."""
-        return PairCounts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+        return PairCounts(*map(add, astuple(self), astuple(other)))
 
 
 class ArmCounts(msgspec.Struct, frozen=True):
@@ -144,9 +148,5 @@ class ArmCounts(msgspec.Struct, frozen=True):
 
     def merge(self, other: "ArmCounts") -> "ArmCounts":
         """Both together."""
-        sums: dict[str, Any] = {}
-        for name in self.__struct_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            merges = isinstance(mine, Histogram | PairCounts)
-            sums[name] = mine.merge(theirs) if merges else mine + theirs
-        return ArmCounts(**sums)
+        both = zip(astuple(self), astuple(other), strict=True)
+        return ArmCounts(*(a + b if type(a) is int else a.merge(b) for a, b in both))

@@ -74,8 +74,13 @@ def log_tilted(hits: float, trials: Iterable[tuple[float, float]], tilts: Mixtur
             norms = _log_norms(tilts.tilts, probability)
             sums = [total - number * norm for total, norm in zip(sums, norms, strict=True)]
     if hits:
-        sums = [total + times_log(hits, tilt) for total, tilt in zip(sums, tilts.tilts, strict=True)]
+        sums = [total + hits * log_tilt for total, log_tilt in zip(sums, _logs(tilts.tilts), strict=True)]
     return log_sum(sums)
+
+
+@lru_cache
+def _logs(tilts: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(times_log(1, tilt) for tilt in tilts)
 
 
 @lru_cache(
@@ -105,7 +110,7 @@ def log_sum(logs: Sequence[float]) -> float:
     greatest = max(logs, default=-inf)
     if greatest in (inf, -inf):
         return greatest
-    return greatest + log(sum(exp(value - greatest) for value in logs))
+    return greatest + log(sum([exp(value - greatest) for value in logs]))
 
 
 def log_threshold(alpha: float, gates: int = 1) -> float:

@@ -31,6 +31,7 @@ Source: Fisher (1935), "The Design of Experiments", chapter 2 (randomisation as 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log
 
 import msgspec
@@ -91,18 +92,27 @@ def log_e_harm(weights: Sequence[float], units: Sequence[UnitHistory]) -> float:
     >>> log_e_harm([0.1], rows) > log_threshold_at_look(0.01)
     True
     """
-    edges = sorted({0.0, 1.0, *weights})
-    parts = [(log(high - low), low) for low, high in zip(edges, edges[1:], strict=False)]
+    by_epoch = tuple(weights)
     sums = list(TILTS.log_weights)
     for unit in units:
         if not len(unit.bad) == len(unit.candidate) == len(weights):
             raise ConfigError(f"a unit has {len(unit.bad)} epochs, the release has {len(weights)}")
-        charged = _charged(unit.bad, unit.candidate)
-        possible = [(size, _charged(unit.bad, [low < w for w in weights])) for size, low in parts]
-        for index, (tilt, start) in enumerate(zip(TILTS.tilts, STARTS, strict=True)):
-            norm = log_sum([size + _log_factor(score, tilt, start) for size, score in possible])
-            sums[index] += unit.units * (_log_factor(charged, tilt, start) - norm)
+        factors = _log_factors(_charged(unit.bad, unit.candidate))
+        norms = _log_norms(by_epoch, unit.bad)
+        sums = [
+            total + unit.units * (factor - norm)
+            for total, factor, norm in zip(sums, factors, norms, strict=True)
+        ]
     return log_sum(sums)
+
+
+@lru_cache(maxsize=4096)  # most units had one of a few counts, in either arm and at each look
+def _log_norms(weights: tuple[float, ...], bad: tuple[int | None, ...]) -> tuple[float, ...]:
+    """ln of the mean of f_j over all positions of a unit, by tilt."""
+    edges = sorted({0.0, 1.0, *weights})
+    parts = [(log(high - low), low) for low, high in zip(edges, edges[1:], strict=False)]
+    possible = [(size, _log_factors(_charged(bad, [low < w for w in weights]))) for size, low in parts]
+    return tuple(log_sum([size + factors[j] for size, factors in possible]) for j in range(len(STARTS)))
 
 
 def _charged(bad: Sequence[int | None], candidate: Sequence[bool]) -> int | None:
@@ -111,8 +121,12 @@ def _charged(bad: Sequence[int | None], candidate: Sequence[bool]) -> int | None
     return sum(found) if found else None
 
 
-def _log_factor(charged: int | None, tilt: float, start: float) -> float:
-    return 0.0 if charged is None else log(start) + charged * log(tilt)
+@lru_cache(maxsize=4096)
+def _log_factors(charged: int | None) -> tuple[float, ...]:
+    """ln f_j of a unit with which the candidate is charged so much, by tilt."""
+    if charged is None:
+        return (0.0,) * len(STARTS)
+    return tuple(log(start) + charged * log(tilt) for tilt, start in zip(TILTS.tilts, STARTS, strict=True))
 
 
 def _looks(bad: int) -> int:

@@ -114,14 +114,15 @@ def _metric_gates(
 def excess_most(epochs: Sequence[EpochTally], policy: Policy, alpha: float) -> float:
     """The upper end of the confidence sequence of the excess of bad answers, in [-1, 1]: what a ramp goes
     by."""
-    log_e = _log_e_within(epochs, policy)
-    found = last_rejected(lambda margin: log_e(margin, 0.0), _END, -_END, log_threshold(alpha))
+    found = last_rejected(_log_e_within(epochs, policy)(0.0), _END, -_END, log_threshold(alpha))
     return 1.0 if found is None else found
 
 
-def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[float, float], float]:
-    """ln E against "the candidate's answers are bad at least `margin` more often", by the margin and by how
-    many more requests of the model have come, at the present weight and rates.
+def _log_e_within(
+    epochs: Sequence[EpochTally], policy: Policy
+) -> Callable[[float], Callable[[float], float]]:
+    """ln E against "the candidate's answers are bad at least `margin` more often": by how many more requests
+    of the model have come, at the present weight and rates, and then by the margin.
 
     Of two e-processes, of counts by arm and of pairs, half of each is bet on: the greater one counts, less
     ln 2. Where units stick to an arm, counts prove nothing; without pairs, there are only counts.
@@ -131,17 +132,21 @@ def _log_e_within(epochs: Sequence[EpochTally], policy: Policy) -> Callable[[flo
     pairs = paired_gates.failures(paired_gates.served(epochs))
     weight = epochs[-1].weight if epochs else 0.0
 
-    def by_arm(margin: float, more: float) -> float:
-        return difference.log_e_safe(*_after(asked, bad, weight, more), margin)
+    def by_arm(more: float) -> Callable[[float], float]:
+        return difference.safe_by_margin(*_after(asked, bad, weight, more))
 
-    def by_pair(margin: float, more: float) -> float:
-        return paired.log_e_safe(paired_gates.grown(pairs, more * weight * (policy.reverse or 0.0)), margin)
+    def by_pair(more: float) -> Callable[[float], float]:
+        return paired.safe_by_margin(paired_gates.grown(pairs, more * weight * (policy.reverse or 0.0)))
+
+    def by_either(more: float) -> Callable[[float], float]:
+        arm, pair = by_arm(more), by_pair(more)
+        return lambda margin: max(arm(margin), pair(margin)) - log(2.0)
 
     if not policy.reverse:
         return by_arm
     if policy.is_sticky:
         return by_pair
-    return lambda margin, more: max(by_arm(margin, more), by_pair(margin, more)) - log(2.0)
+    return by_either
 
 
 def level_name(level: float) -> str:
@@ -287,8 +292,8 @@ def _errors_proof(epochs: Sequence[EpochTally], policy: Policy) -> Gate:
         words = f"{words}; of its own that both ran {paired_gates.failed_words(pairs)}"
     name = "errors within margin"
     if policy.is_sticky and not policy.reverse:
-        return _unprovable(name, log_e(policy.margin, 0.0), threshold, words)
-    return _proved(name, lambda more: log_e(policy.margin, more), threshold, policy.margin, words)
+        return _unprovable(name, log_e(0.0)(policy.margin), threshold, words)
+    return _proved(name, lambda more: log_e(more)(policy.margin), threshold, policy.margin, words)
 
 
 def _unprovable(name: str, log_e: float, threshold: float, words: str) -> Gate:
@@ -364,7 +369,10 @@ def _versus(epochs: Sequence[EpochTally], of: Callable[[ArmTally, int], tuple[in
     words = []
     for name in ("candidate", "incumbent"):
         # While the candidate had no share, what the incumbent did is no comparison.
-        pairs = [of(getattr(epoch, name), index) for index, epoch in enumerate(epochs) if epoch.weight > 0.0]
-        bad, requests = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        bad = requests = 0
+        for index, epoch in enumerate(epochs):
+            if epoch.weight > 0.0:
+                hits, of_all = of(getattr(epoch, name), index)
+                bad, requests = bad + hits, requests + of_all
         words.append(f"{name} {bad:,} of {requests:,} ({bad / max(requests, 1):.2%})")
     return ", ".join(words)

@@ -13,6 +13,7 @@ from interlock.core.verdict import Verdict, worst
 BUDGET_ALPHA = 0.05
 """Of the bound on the excess by which the harm budget is spent: it limits a trial and proves nothing."""
 _MOST_LOG10 = 999.0
+_LOG10_E = log10(EULER)
 
 
 class Kind(StrEnum):
@@ -97,4 +98,4 @@ def as_log10(ln: float) -> float:
     """A natural logarithm to the base 10; bounded, as JSON has no infinity."""
     if ln in (inf, -inf):
         return _MOST_LOG10 if ln > 0 else -_MOST_LOG10
-    return round(max(-_MOST_LOG10, min(ln * log10(EULER), _MOST_LOG10)), 4)
+    return round(max(-_MOST_LOG10, min(ln * _LOG10_E, _MOST_LOG10)), 4)
