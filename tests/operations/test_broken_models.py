@@ -261,8 +261,7 @@ def test_letters_of_all_languages(ctx: Context, given: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "named"),
     [
-        (2_000, True),
-        pytest.param(10_000, True, marks=pytest.mark.soak),
+        (10_000, True),
         pytest.param(10_000, False, marks=pytest.mark.soak),
     ],
 )
