@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from interlock.app.link import LETTER_BYTES, LetterClient, LetterServer, write_atomically
 from interlock.core.letters import SCHEMA, Desired, Report, encode, letters_socket
@@ -119,6 +120,7 @@ async def test_control_goes_and_comes_back_and_the_process_finds_it(tmp_path: Pa
     assert process.got == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_line_that_breaks_while_a_report_is_due_is_connected_again(tmp_path: Path) -> None:
     """On the workers' own loop, whose closed transports raise what no OSError is."""
     path = letters_socket(tmp_path)

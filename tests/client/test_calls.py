@@ -138,6 +138,7 @@ def test_a_full_server_is_overloaded(asks: Any, infer: DirectInfer) -> None:
     assert caught.value.retry_after_s == 2.0 and caught.value.request_id is None
 
 
+@pytest.mark.slow
 def test_fifty_threads_share_one_client(node: Node) -> None:
     with interlock.Client(f"http://127.0.0.1:{node.port}") as shared, ThreadPoolExecutor(50) as pool:
 

@@ -140,6 +140,7 @@ def test_the_deadline_holds_whatever_the_server_does(kind: str, behave: Behave) 
         assert 200 <= told_ms < 300
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(kind: str) -> None:
     full = said({"error": "full"}, "503 Busy", "retry-after: 1", "interlock-error: Overloaded")
     with rogue(answers(full, ANSWER)) as server, client(kind, server.url) as asks:
@@ -171,6 +172,7 @@ def test_nobody_listens(kind: str) -> None:
         assert message.startswith(f"no node answers at {url}")
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_connection_waits_until_the_deadline() -> None:
     with rogue(_silent) as server, client("blocking", server.url, connections=1) as asks:
         asks.metadata("m")

@@ -6,6 +6,7 @@ from interlock.codec.raw import MOST_TEXTS, unpack
 from interlock.core.errors import RequestTooLarge, ShapeMismatch
 
 
+@pytest.mark.slow
 def test_a_tensor_has_so_many_strings_and_one_more_is_refused_before_any_is_read() -> None:
     data = memoryview(bytes(4 * (MOST_TEXTS + 1)))
     array = unpack("x", "BYTES", (MOST_TEXTS,), MOST_TEXTS, data[:-4])

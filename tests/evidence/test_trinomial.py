@@ -47,6 +47,7 @@ def test_at_the_margin_either_verdict_is_wrong_at_most_alpha_of_the_time(
     assert max(passed, worse) / REPLICATIONS <= MOST
 
 
+@pytest.mark.slow
 def test_that_test_of_the_level_bites() -> None:
     """A test at three times the level is found out by the same count."""
     seen = np.random.default_rng(7).multinomial(2000, [0.07, 0.88, 0.05], 300)

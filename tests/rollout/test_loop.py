@@ -246,6 +246,7 @@ def test_a_release_that_is_superseded_while_it_switches_gives_the_route_back(tmp
     assert (node.routed("a"), node.live("a")) == ("1", "1")
 
 
+@pytest.mark.slow
 def test_a_node_that_remembers_a_later_revision_than_the_ledger_is_told_all_the_same(tmp_path: Path) -> None:
     node = FakeNode(tmp_path)
     node.workers["worker-0"].take(Desired("n", 500))

@@ -74,6 +74,7 @@ def test_a_worker_may_run_them_and_no_worker_a_large_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["xgboost: two classes", "lightgbm: two classes"])
+@pytest.mark.slow
 def test_threads_may_share_a_booster(name: str, tmp_path: Path) -> None:
     case: Case = CASES[name](tmp_path)
     loaded = runtime_of(case.version.runtime).load(tmp_path, case.version)

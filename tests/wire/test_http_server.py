@@ -189,6 +189,7 @@ def test_a_connection_that_waits_for_its_answer_is_not_idle() -> None:
         assert hear(busy)[0][2] == b"late"
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_cut_off() -> None:
     with serving(QUICK) as rig, rig.connect() as client:
         client.sendall(b"GET /big?30000000 HTTP/1.1\r\nHost: x\r\n\r\n")
