@@ -1,5 +1,6 @@
 """Holds how reference data are read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,15 @@ def test_npz_holds_one_array_an_input(tmp_path: Path) -> None:
     np.savez(path, a=np.ones((3, 2)), b=np.zeros(2))
     with pytest.raises(ConfigError, match="same number"):
         reference.read(path, None)
+
+
+def test_an_archive_that_cannot_be_read_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "half.npz"
+    path.write_bytes(b"PK\x03\x04half")
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        reference.read(path, None)
+    assert caught.value.__traceback__ is not None, "which would keep it open"
+    assert str(path) not in [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
 
 
 @pytest.mark.parametrize("name", ["rows.txt", "rows.npz", "absent.csv", "empty.csv"])

@@ -38,7 +38,8 @@ def read(path: Path, target: str | None) -> Reference:
     check_file(path, ConfigError, MOST_BYTES)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
+            # Not by its path: NumPy leaves open what it opened itself and then cannot read.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return _from_arrays({name: stored[name] for name in stored.files}, target, path.name)
         import pandas
 
