@@ -1,13 +1,12 @@
 """Holds that what MLflow's calls need of the process is there while they run, and gone afterwards."""
 
-import gc
 import logging
 import os
 import threading
 
 import pytest
 
-from interlock.registry.quiet import ALWAYS, SELDOM, UNLESS_SET, quiet
+from interlock.registry.quiet import ALWAYS, UNLESS_SET, quiet
 
 
 @pytest.fixture(autouse=True)
@@ -25,23 +24,6 @@ def test_it_is_lent_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert logging.getLogger("mlflow").level == logging.WARNING
         raise ValueError("planted")
     assert dict(os.environ) == before and logging.getLogger("mlflow").level == level
-
-
-@pytest.mark.parametrize(
-    ("own", "within"),
-    [((700, 10, 10), SELDOM), ((0, 10, 10), (0, 10, 10)), ((90_000, 7, 7), (90_000, 7, 7))],
-)
-def test_garbage_is_looked_for_seldom_and_never_more_often_than_before(
-    own: tuple[int, int, int], within: tuple[int, int, int]
-) -> None:
-    before = gc.get_threshold()
-    gc.set_threshold(*own)
-    try:
-        with quiet(), quiet():
-            assert gc.get_threshold() == within
-        assert gc.get_threshold() == own
-    finally:
-        gc.set_threshold(*before)
 
 
 def test_what_the_user_says_of_retries_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ for some milliseconds, and a query failed.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from interlock.app.link import LetterServer
 from interlock.app.memory import process_memory
 from interlock.core.appfile import AppFile, model_settings
 from interlock.core.errors import InterlockError, NodeUnreachable
+from interlock.core.garbage import seldom
 from interlock.core.letters import Desired, Report, letters_socket
 from interlock.core.model import Version
 from interlock.core.settings import ProcessArgs, decode_args, run_folder
@@ -349,7 +349,7 @@ def main(argument: str) -> int:
     os.umask(0o077)
     # Where cores are few, answers go before releases, metrics and the registry's work.
     os.nice(NICE)
-    gc.set_threshold(50_000, 20, 50)  # as in a worker
+    seldom()
     args = decode_args(argument)
     config = args.config
     logs.set_up(args.process, config.log_level, secrets=[read_token(config.home) or ""])

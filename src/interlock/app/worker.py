@@ -20,6 +20,7 @@ from interlock.app.link import LetterClient
 from interlock.app.pace import patiently, promptly
 from interlock.app.quarantine import quarantine_file, read_quarantine, reason_against
 from interlock.app.repository import ask_control
+from interlock.core.garbage import seldom
 from interlock.core.letters import Desired, Report, VersionState, letters_socket
 from interlock.core.settings import NodeConfig, ProcessArgs, decode_args, run_folder
 from interlock.serving.block import Block
@@ -193,9 +194,8 @@ def main(argv: list[str]) -> int:
     config: NodeConfig = args.config
     logs.set_up(args.process, config.log_level, secrets=[config.token or ""])
 
-    # Requests make many small objects and no cycles; the default looks for some every 700 (4 % of a request).
+    seldom()
     # What was imported stays: frozen, no collection walks it again.
-    gc.set_threshold(50_000, 20, 50)
     gc.collect()
     gc.freeze()
     promptly()

@@ -15,6 +15,7 @@ import click
 
 from interlock import __version__
 from interlock.core.errors import InterlockError
+from interlock.core.garbage import seldom
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("node", "Start a node."),
@@ -144,13 +145,11 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """The entry point `interlock`."""
     os.umask(0o077)  # what it writes, and what the processes that it starts write, is for this user alone
-    # Imports make a million objects and hardly any garbage: looking for some among them, now and again at the
-    # end, took a third of a short command's time.
-    gc.set_threshold(50_000, 20, 50)
+    seldom()
     try:
         cli(prog_name="interlock")
     finally:
-        gc.freeze()
+        gc.freeze()  # else Python looks through all of them once more as it ends
 
 
 def _hint(ctx: click.Context, error: InterlockError) -> str:

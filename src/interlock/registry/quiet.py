@@ -1,11 +1,9 @@
-"""Owns what a call of MLflow needs of the whole process: few and short retries, no telemetry, no chatter, and
-few looks for garbage.
+"""Owns what a call of MLflow needs of the whole process: few and short retries, no telemetry, no chatter.
 
-MLflow takes most of these from the environment alone. They are put back when the last thread that needs them
-is done, and what the user has set of the retries stands.
+MLflow takes these from the environment alone. They are put back when the last thread that needs them is done,
+and what the user has set of the retries stands.
 """
 
-import gc
 import logging
 import os
 import threading
@@ -19,22 +17,17 @@ ALWAYS = {
 }
 UNLESS_SET = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1"}
 """Three tries within about three seconds; by themselves eight, within four minutes."""
-SELDOM = (50_000, 20, 50)
-"""How often garbage is looked for: by itself every 700 objects, and importing MLflow makes a million, of
-which hardly any is garbage. That took a third of the import."""
 LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3.connectionpool": logging.ERROR}
 
 
 class _Lent:
-    """The environment, the log levels and the garbage collector's thresholds of this process, as they were
-    before the first call within."""
+    """The environment and the log levels of this process, as they were before the first call within."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth = 0
         self._environment: dict[str, str | None] = {}
         self._levels: dict[str, int] = {}
-        self._thresholds = gc.get_threshold()
 
     def take(self) -> None:
         with self._lock:
@@ -43,9 +36,6 @@ class _Lent:
                 self._environment = {key: os.environ.get(key) for key in wanted}
                 self._levels = {name: logging.getLogger(name).level for name in LEVELS}
                 os.environ.update(wanted)
-                self._thresholds = gc.get_threshold()
-                if 0 < self._thresholds[0] < SELDOM[0]:  # 0 is never
-                    gc.set_threshold(*SELDOM)
             self._depth += 1
             for name, level in LEVELS.items():  # each time: importing MLflow sets its own
                 logging.getLogger(name).setLevel(level)
@@ -57,7 +47,6 @@ class _Lent:
                 return
             for name, level in self._levels.items():
                 logging.getLogger(name).setLevel(level)
-            gc.set_threshold(*self._thresholds)
             for key, value in self._environment.items():
                 if value is None:
                     os.environ.pop(key, None)

@@ -3,7 +3,6 @@
 `python -m interlock.runtime.check_process REQUEST` is the child; `run_check` starts it.
 """
 
-import gc
 import os
 import resource
 import shutil
@@ -19,6 +18,7 @@ import msgspec
 import numpy as np
 
 from interlock.core.errors import CheckFailed, InterlockError, said
+from interlock.core.garbage import seldom
 from interlock.core.model import Array, Tensors, Version
 from interlock.runtime.check import CheckReport, check
 from interlock.runtime.check_end import MARK, end, end_with_parent
@@ -278,7 +278,7 @@ def _child(desk: Path) -> None:
 
     try:
         if request.out is not None:
-            gc.set_threshold(50_000, 20, 50)  # converters are large imports, and make hardly any garbage
+            seldom()  # not where a model is checked: its memory is measured as in an executor
             prepared = prepare(folder, request.version, reference, Path(request.out), begin)
             outcome = _Outcome(prepared=prepared)
         else:
