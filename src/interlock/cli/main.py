@@ -145,6 +145,9 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """The entry point `interlock`."""
     os.umask(0o077)  # what it writes, and what the processes that it starts write, is for this user alone
+    # More threads spin for a tenth of a second wherever NumPy is imported; and each version is measured with
+    # one when it is registered, so that this is how it is served, too.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     seldom()
     try:
         cli(prog_name="interlock")

@@ -4,7 +4,7 @@ A tabular model's `Signature.columns` names its columns. It has one input [-1, c
 datatype, or one input [-1, 1] for each column. Whoever asks may send either form to either kind of model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,9 @@ def conform(signature: Signature, sent: Mapping[str, Array]) -> Tensors:
     if is_matrix(signature):
         spec = signature.inputs[0]
         made = np.empty((next(iter(rows.values())), len(columns)), DATATYPES[spec.datatype])
-        for index, name in enumerate(columns):
-            made[:, index] = cast(name, given[name], spec.datatype)
+        if not _fill(made, given.values()):
+            for index, name in enumerate(columns):
+                made[:, index] = cast(name, given[name], spec.datatype)
         return {spec.name: made}
     return {
         spec.name: cast(spec.name, given[spec.name], spec.datatype).reshape(-1, *spec.shape[1:])
@@ -132,6 +133,16 @@ def is_missing(value: object) -> bool:
         or (isinstance(value, bytes) and value == MISSING)
         or (isinstance(value, float) and value != value)
     )
+
+
+def _fill(made: Array, columns: Collection[Array]) -> bool:
+    """Numbers into a matrix of floats, at once; whether each fits, for only `cast` can say which does not."""
+    if made.dtype.kind != "f" or not all(values.dtype.kind in "biuf" for values in columns):
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
+        for index, values in enumerate(columns):
+            made[:, index] = values
+    return not np.isinf(made).any()
 
 
 def _columns(columns: tuple[str, ...], sent: Mapping[str, Array]) -> dict[str, Array]:

@@ -189,6 +189,9 @@ def _run(
         while waiting:
             scored += _settled(waiting)
             progress(scored)
+        for maker in makers:
+            pool.submit(maker.close)
+        parts.join(plan)  # while the processes end
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for maker in makers:

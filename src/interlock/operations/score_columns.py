@@ -68,10 +68,11 @@ def inputs_of(signature: Signature, rows: Any) -> Tensors:
 
     Raises: DatatypeMismatch, ShapeMismatch, with the column's name.
     """
-    specs = {spec.name: spec for spec in signature.inputs}
+    columns = list(zip(rows.column_names, rows.columns, strict=True))
     if signature.columns and rows.column_names == list(signature.columns):
-        return table.conform(signature, {name: _plain(name, rows[name]) for name in rows.column_names})
-    return {name: _input(specs[name], rows[name]) for name in rows.column_names}
+        return table.conform(signature, {name: _plain(name, column) for name, column in columns})
+    specs = {spec.name: spec for spec in signature.inputs}
+    return {name: _input(specs[name], column) for name, column in columns}
 
 
 def table_of(signature: Signature, groups: Iterable[Tensors]) -> Any:
