@@ -28,13 +28,15 @@ pip_install = -m pip install -qq --no-compile --disable-pip-version-check
 # templates that are no Python fail.
 compiled = $(1)/bin/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(1)/lib/python3*/site-packages >/dev/null || true
 
-# $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists.
+# $(call make_venv,FOLDER): an empty virtual environment there, unless a working one exists; what Python brings
+# of pip may be years old, and take twice as long.
 define make_venv
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" $(is_usable) 2>/dev/null || { \
 		echo "make: Python 3.11 or newer is needed, and '$(or $(PYTHON),python3)' is not one; name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { $(call apt_get,python3-venv); }
 	@$(1)/bin/python -m pip --version >/dev/null 2>&1 || { \
 		echo "make: creating $(1) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv --clear $(1); }
+	@$(1)/bin/python $(pip_install) -c constraints.txt -U pip
 endef
 
 # One at a time: targets are made beside each other, and apt has locks that it does not wait for.
@@ -110,14 +112,12 @@ check: $(installed)  ## format, lint, types, structure, doctests and the quick t
 format: $(installed)  ## rewrite the files as ruff wants them
 	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .
 
-# Three passes, the second and third for what starts real nodes and processes. A test that says that it may run
-# beside those of another file (`beside`) holds no tight bound of time, load or memory; the rest run alone.
+# Two passes: a test that starts real nodes or processes and holds a tight bound of time, load or memory runs
+# alone; one that holds none says so (`beside`). The tests of a file stay in one process, for what they share.
 test:  ## every test but the soak runs
 	@$(MAKE) -s -j3 $(installed) $(kserve_installed) $(promtool)
-	@$(bin)/pytest -q -n 2 --dist worksteal -m 'not server and not soak' $(ARGS)
-	@echo "make: the tests that start real nodes and may run beside another, three at a time"
-	@$(bin)/pytest -q -n 3 --dist loadgroup -o testpaths=tests -m 'server and beside and not soak' $(ARGS)
-	@echo "make: the others that start real nodes, one at a time"
+	@$(bin)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not soak and (beside or not server)' $(ARGS)
+	@echo "make: the tests with tight bounds of time, load and memory, one at a time"
 	@$(bin)/pytest -q -o testpaths=tests -m 'server and not beside and not soak' $(ARGS)
 
 bench: $(installed)  ## measure against peers, into benchmarks/results/

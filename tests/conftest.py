@@ -52,22 +52,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Count what needs another environment among the server tests: `make check` builds only ours. That of
     TensorFlow and of models with real weights has 1.4 GB: what needs it is for `make soak`.
 
-    With `--dist loadgroup` the tests of a file stay together, for what they share, unless they say otherwise.
+    What takes longest begins, so that no file is left alone with a process at the end.
     """
     for item in items:
-        if getattr(config.option, "loadgroup", False) and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         wanted = ELSEWHERE & set(getattr(item, "fixturenames", ()))
         if wanted:
             item.add_marker(pytest.mark.server)
         if "models_python" in wanted:
             item.add_marker(pytest.mark.soak)
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.get_closest_marker("server") is None))
 
+
+LONGEST = "test_readme.py"
 
 MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 

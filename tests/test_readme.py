@@ -79,11 +79,7 @@ def says(wanted: list[Plan], words: str) -> bool:
 @pytest.mark.server
 @pytest.mark.beside
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "files",
-    # A file of tests runs in one process, as a rule; these may run beside each other.
-    [pytest.param(chain, id=name(chain), marks=pytest.mark.xdist_group(name(chain))) for chain in chains()],
-)
+@pytest.mark.parametrize("files", [pytest.param(chain, id=name(chain)) for chain in chains()])
 def test_every_block_runs(
     files: tuple[Path, ...], reader: tuple[Path, dict[str, str]], request: pytest.FixtureRequest
 ) -> None:
