@@ -107,7 +107,7 @@ check: $(installed)  ## format, lint, types, structure, doctests and the quick t
 	@$(bin)/ruff format --check --quiet . || { echo "make: run 'make format'" >&2; exit 1; }
 	@$(bin)/ruff check --quiet .
 	@$(bin)/mypy
-	@$(bin)/pytest -q -n 2 --dist worksteal --hypothesis-profile quick -m 'not server and not soak and not slow' $(ARGS)
+	@$(bin)/pytest -q -n 2 --dist loadfile --hypothesis-profile quick -m 'not server and not soak and not slow' $(ARGS)
 
 format: $(installed)  ## rewrite the files as ruff wants them
 	@$(bin)/ruff format --quiet . && $(bin)/ruff check --quiet --fix .

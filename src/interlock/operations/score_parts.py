@@ -1,7 +1,8 @@
 """Owns the parts of an unfinished output: a folder beside it, in which a part is whole or not there.
 
 `.NAME.parts/` holds `plan.json` (what is scored, by what, in which parts), a file for each part, and a lock.
-Each file appears by a rename after its bytes are on the disk, so that a run may be killed at any moment.
+Each file appears by a rename after its bytes are on the disk, so that a run may be killed at any moment;
+a part whose name a power cut loses is scored again.
 """
 
 import errno
@@ -193,6 +194,7 @@ class Parts:
         assert self._joined is not None
         stat = self._joined.end()
         self._put("finished", f"{stat.st_dev} {stat.st_ino} {stat.st_size}".encode())
+        _sync(self.folder)
         self._joined.path.rename(self.output)
         _sync(self.output.parent)
         return self._joined.failed
@@ -240,7 +242,6 @@ class Parts:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-        _sync(self.folder)
 
 
 class _Joined:
