@@ -9,27 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from interlock.core.errors import InputMismatch, LoadFailed, MissingExtra, ShapeMismatch, UntrustedArtifact
-from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec, Version
+from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact
+from interlock.core.model import Array, Signature, Tensors, Version
 from interlock.runtime.answers import named
 from interlock.runtime.pickles import sha256_of
-
-DATATYPES_BY_NAME = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "bfloat16": "BF16",
-    "float32": "FP32",
-    "float64": "FP64",
-    "string": "BYTES",
-}
+from interlock.runtime.symbolic import held, spec_of
+from interlock.runtime.tensorflow import tensorflow_package
 
 
 class KerasModel:
@@ -86,31 +71,6 @@ class Keras:
         return {}
 
 
-def held(spec: TensorSpec, inputs: Tensors) -> Array:
-    """One input, in the dtype and a shape of its spec. Raises: InputMismatch, ShapeMismatch."""
-    array = inputs.get(spec.name)
-    if array is None:
-        raise InputMismatch(f"input {spec.name!r} is missing; got {sorted(inputs)}")
-    if len(array.shape) != len(spec.shape) or any(
-        want not in (-1, got) for got, want in zip(array.shape, spec.shape, strict=True)
-    ):
-        raise ShapeMismatch(
-            f"input {spec.name!r}: got {list(array.shape)}, the signature wants {list(spec.shape)}"
-        )
-    return np.asarray(array, DATATYPES[spec.datatype])
-
-
-def spec_of(name: str, value: Any) -> TensorSpec:
-    """The spec of a symbolic tensor of Keras or TensorFlow. Raises: LoadFailed for one we cannot carry."""
-    dtype = getattr(value.dtype, "name", None) or str(value.dtype)
-    datatype = DATATYPES_BY_NAME.get(dtype)
-    if datatype is None:
-        raise LoadFailed(f"{name!r} is {dtype}, want a tensor of {sorted(DATATYPES_BY_NAME)}")
-    if getattr(value.shape, "rank", 0) is None:
-        raise LoadFailed(f"{name!r} has a shape of unknown rank: save the model with one")
-    return TensorSpec(name, datatype, tuple(-1 if length is None else int(length) for length in value.shape))
-
-
 def _open(path: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     keras = keras_package()
     if not path.is_file():
@@ -142,8 +102,6 @@ def keras_package() -> Any:
 
             torch.set_num_threads(1)
         else:
-            from interlock.runtime.tensorflow import tensorflow_package
-
             tensorflow_package()
     try:
         import keras
