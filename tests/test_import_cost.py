@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_the_check_sees_what_is_imported(heavy: str) -> None:
 @pytest.mark.slow
 def test_the_clock_sees_a_slow_import() -> None:
     assert share_of_floor(f"{DATA_PLANE}, fastapi, sqlalchemy", 1) > LIMIT
+
+
+def test_a_command_has_no_threads_of_numpy(tmp_path: Path) -> None:
+    """More of them spin for a tenth of a second wherever NumPy is imported."""
+    code = (
+        "import os, sys\nfrom interlock.cli.main import main\n"
+        f"sys.argv = ['interlock', 'status', '--home', {str(tmp_path / 'home')!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert 'numpy' in sys.modules\nprint(len(os.listdir('/proc/self/task')))"
+    )
+    alone = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=alone)
+    assert done.stdout.split()[-1] == "1", done.stdout
