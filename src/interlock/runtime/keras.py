@@ -12,8 +12,8 @@ import numpy as np
 from interlock.core.errors import LoadFailed, MissingExtra, UntrustedArtifact
 from interlock.core.model import Array, Signature, Tensors, Version
 from interlock.runtime.answers import named
+from interlock.runtime.framework_tensors import held, spec_of
 from interlock.runtime.pickles import sha256_of
-from interlock.runtime.symbolic import held, spec_of
 from interlock.runtime.tensorflow import tensorflow_package
 
 

@@ -7,30 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interlock.core.errors import InputMismatch, LoadFailed, MissingExtra, ShapeMismatch
+from interlock.core.errors import LoadFailed, MissingExtra
 from interlock.core.model import DATATYPES, Array, Signature, Tensors, TensorSpec, Version, datatype_of
-from interlock.runtime import examples
+from interlock.runtime import examples, framework_tensors
 from interlock.runtime.answers import named
 from interlock.runtime.torch_files import PROGRAM, SCRIPT, checked_kind
 
 if TYPE_CHECKING:
     import torch
-
-_DATATYPES = {
-    "torch.bool": "BOOL",
-    "torch.uint8": "UINT8",
-    "torch.uint16": "UINT16",
-    "torch.uint32": "UINT32",
-    "torch.uint64": "UINT64",
-    "torch.int8": "INT8",
-    "torch.int16": "INT16",
-    "torch.int32": "INT32",
-    "torch.int64": "INT64",
-    "torch.float16": "FP16",
-    "torch.bfloat16": "BF16",
-    "torch.float32": "FP32",
-    "torch.float64": "FP64",
-}
 
 
 class TorchModel:
@@ -57,17 +41,8 @@ class TorchModel:
         del self._call
 
     def _tensor(self, spec: TensorSpec, dtype: "np.dtype[Any]", inputs: Tensors) -> "torch.Tensor":
-        array = inputs.get(spec.name)
-        if array is None:
-            raise InputMismatch(f"input {spec.name!r} is missing; got {sorted(inputs)}")
-        if len(array.shape) != len(spec.shape) or any(
-            want not in (-1, got) for got, want in zip(array.shape, spec.shape, strict=True)
-        ):
-            raise ShapeMismatch(
-                f"input {spec.name!r}: got {list(array.shape)}, the signature wants {list(spec.shape)}"
-            )
         # PyTorch shares memory only with arrays that it may write to; others are copied.
-        tensor = self._torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+        tensor = self._torch.from_numpy(np.require(framework_tensors.taken(spec, inputs), dtype, ["C", "W"]))
         return tensor.bfloat16() if spec.datatype == "BF16" else tensor
 
 
@@ -196,7 +171,7 @@ def as_inputs(module: Any, example: Tensors) -> Tensors:
             f"{sorted(example)}: give a dict, or an .npz, with one array an argument"
         )
     floats = next((p.dtype for p in module.parameters() if p.dtype.is_floating_point), None)
-    precise = DATATYPES[_DATATYPES.get(str(floats), "FP32")]
+    precise = DATATYPES[framework_tensors.datatype_of(floats) or "FP32"]
     rows = examples.take({name: np.asarray(example[name]) for name in wanted}, 0, 2)
     return {name: array.astype(precise) if array.dtype.kind == "f" else array for name, array in rows.items()}
 
@@ -275,10 +250,11 @@ def _open(path: Path, options: dict[str, Any]) -> tuple[Callable[..., Any], Sign
 
 
 def _spec(name: str, value: Any) -> TensorSpec:
-    datatype = _DATATYPES.get(str(getattr(value, "dtype", "")))
+    datatype = framework_tensors.datatype_of(getattr(value, "dtype", ""))
     if datatype is None:
         said = getattr(value, "dtype", None) or type(value).__name__
-        raise LoadFailed(f"{name!r} is {said}, want a tensor of {sorted(_DATATYPES.values())}")
+        known = sorted(set(framework_tensors.DATATYPES_BY_NAME.values()) - {"BYTES"})
+        raise LoadFailed(f"{name!r} is {said}, want a tensor of {known}")
     return TensorSpec(name, datatype, tuple(d if isinstance(d, int) else -1 for d in value.shape))
 
 

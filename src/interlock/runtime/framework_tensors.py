@@ -1,4 +1,4 @@
-"""Decides what the symbolic tensors of Keras and TensorFlow are to a signature, and holds inputs to it."""
+"""Decides what tensors of PyTorch, Keras and TensorFlow are to a signature, and holds inputs to it."""
 
 from typing import Any
 
@@ -25,8 +25,18 @@ DATATYPES_BY_NAME = {
 }
 
 
-def held(spec: TensorSpec, inputs: Tensors) -> Array:
-    """One input, in the dtype and a shape of its spec. Raises: InputMismatch, ShapeMismatch."""
+def datatype_of(dtype: Any) -> str | None:
+    """The datatype of a dtype of PyTorch, Keras or TensorFlow, or of its name; None for one we cannot carry.
+
+    >>> datatype_of("torch.float32"), datatype_of("string"), datatype_of("complex64")
+    ('FP32', 'BYTES', None)
+    """
+    name = getattr(dtype, "name", None) or str(dtype)
+    return DATATYPES_BY_NAME.get(name.removeprefix("torch."))
+
+
+def taken(spec: TensorSpec, inputs: Tensors) -> Array:
+    """One input, in a shape of its spec. Raises: InputMismatch, ShapeMismatch."""
     array = inputs.get(spec.name)
     if array is None:
         raise InputMismatch(f"input {spec.name!r} is missing; got {sorted(inputs)}")
@@ -36,15 +46,20 @@ def held(spec: TensorSpec, inputs: Tensors) -> Array:
         raise ShapeMismatch(
             f"input {spec.name!r}: got {list(array.shape)}, the signature wants {list(spec.shape)}"
         )
-    return np.asarray(array, DATATYPES[spec.datatype])
+    return array
+
+
+def held(spec: TensorSpec, inputs: Tensors) -> Array:
+    """One input, in the dtype and a shape of its spec. Raises: InputMismatch, ShapeMismatch."""
+    return np.asarray(taken(spec, inputs), DATATYPES[spec.datatype])
 
 
 def spec_of(name: str, value: Any) -> TensorSpec:
     """The spec of a symbolic tensor of Keras or TensorFlow. Raises: LoadFailed for one we cannot carry."""
-    dtype = getattr(value.dtype, "name", None) or str(value.dtype)
-    datatype = DATATYPES_BY_NAME.get(dtype)
+    datatype = datatype_of(value.dtype)
     if datatype is None:
-        raise LoadFailed(f"{name!r} is {dtype}, want a tensor of {sorted(DATATYPES_BY_NAME)}")
+        said = getattr(value.dtype, "name", None) or str(value.dtype)
+        raise LoadFailed(f"{name!r} is {said}, want a tensor of {sorted(DATATYPES_BY_NAME)}")
     if getattr(value.shape, "rank", 0) is None:
         raise LoadFailed(f"{name!r} has a shape of unknown rank: save the model with one")
     return TensorSpec(name, datatype, tuple(-1 if length is None else int(length) for length in value.shape))
